@@ -1,0 +1,225 @@
+"""NIfTI images: load with a check of everything that later steps rely on, save whole or not at all.
+
+Voxel arrays keep the file's own order; world space is RAS+ in mm, as the affine says.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Image", "ImageError", "load_image", "save_image"]
+
+SMALLEST_VOXEL, LARGEST_VOXEL = 0.1, 12.0  # mm, of any brain image in use
+SMALLEST_SIDE = 8  # voxels
+LARGEST_EXPANSION = 1100  # deflate cannot expand further than about 1032:1
+
+
+class ImageError(ValueError):
+    """The image cannot be used; the message says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A 3-D image with the facts of its header that must survive.
+
+    Attributes:
+        data: (x, y, z) float32 in the file's voxel order, after the file's intensity scaling.
+        affine: (4, 4) voxel indices -> RAS+ mm.
+        header: the file's header (sform and qform codes, units, zooms).
+        notes: what was repaired on loading, in plain words.
+    """
+
+    data: npt.NDArray[np.float32]
+    affine: npt.NDArray[np.float64]
+    header: nib.Nifti1Header
+    notes: tuple[str, ...] = ()
+
+    @property
+    def zooms(self) -> npt.NDArray[np.float64]:
+        """Voxel size in mm along the three array axes, from the affine."""
+        return np.sqrt((self.affine[:3, :3] ** 2).sum(0))
+
+
+def load_image(path: Path) -> Image:
+    """Load a NIfTI image, repairing what can be repaired and refusing the rest.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+
+    Returns:
+        The image; ``notes`` names every repair.
+
+    Raises:
+        FileNotFoundError: the file, or what a symbolic link points to, does not exist.
+        ImageError: the file is damaged, or is no usable 3-D image.
+    """
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path.name}: a link whose content is missing; if the dataset is managed by DataLad, "
+            f"run 'datalad get {path}'"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        file = nib.load(path)
+        if not isinstance(file, nib.Nifti1Image):
+            raise ImageError(f"{path.name}: not a NIfTI image")
+        shape = _check_shape(path, file)
+        affine, notes = _check_affine(path, file)
+        scaled = np.asanyarray(file.dataobj)
+        if scaled.dtype.kind not in "iufb":
+            raise ImageError(f"{path.name}: voxels of type {scaled.dtype}; expected real numbers")
+        with np.errstate(over="ignore", invalid="ignore"):
+            data = np.array(scaled.reshape(shape), dtype=np.float32)
+    except ImageError:
+        raise
+    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+        raise ImageError(
+            f"{path.name}: damaged or truncated file ({error}); copy or convert it again"
+        ) from error
+    except Exception as error:  # nibabel raises many kinds for a broken header
+        raise ImageError(f"{path.name}: not a readable NIfTI image ({error})") from error
+    data, more = _check_values(path, data)
+    return Image(data, affine, file.header.copy(), (*notes, *more))
+
+
+def _check_shape(path: Path, file: nib.Nifti1Image) -> tuple[int, int, int]:
+    shape = tuple(int(n) for n in file.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise ImageError(
+            f"{path.name}: {len(shape)}-D image of shape {shape}; expected one 3-D volume. "
+            "Split or average the volumes first"
+        )
+    if min(shape) < SMALLEST_SIDE:
+        raise ImageError(f"{path.name}: shape {shape}: at least {SMALLEST_SIDE} voxels a side")
+    needed = int(np.prod(shape, dtype=np.int64)) * file.header.get_data_dtype().itemsize
+    room = path.stat().st_size * (LARGEST_EXPANSION if path.suffix == ".gz" else 1)
+    if needed > room:
+        raise ImageError(
+            f"{path.name}: damaged or truncated file (the header claims {needed:,} bytes of "
+            f"voxels, the file has {path.stat().st_size:,}); copy or convert it again"
+        )
+    return shape[0], shape[1], shape[2]
+
+
+def _check_affine(
+    path: Path, file: nib.Nifti1Image
+) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+    affine = np.asarray(file.affine, np.float64)
+    zooms = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ImageError(f"{path.name}: the affine is singular; the header needs repair")
+    if zooms.min() < SMALLEST_VOXEL or zooms.max() > LARGEST_VOXEL:
+        raise ImageError(
+            f"{path.name}: voxel size {' x '.join(f'{z:.3g}' for z in zooms)} mm; expected "
+            f"{SMALLEST_VOXEL} to {LARGEST_VOXEL} mm. Are the units in the header right?"
+        )
+    sform, scode = file.header.get_sform(coded=True)
+    qform, qcode = file.header.get_qform(coded=True)
+    notes: tuple[str, ...] = ()
+    if scode and qcode and not np.allclose(sform, qform, atol=0.1):
+        codes = nib.aff2axcodes(sform), nib.aff2axcodes(qform)
+        if codes[0] != codes[1]:
+            raise ImageError(
+                f"{path.name}: sform ({''.join(codes[0])}) and qform ({''.join(codes[1])}) "
+                "disagree about the orientation, so left and right are not certain; repair the "
+                "header first"
+            )
+        shift = float(np.abs(sform - qform).max())
+        notes += (f"sform and qform differ by up to {shift:.2f}; the sform was used",)
+    if not scode and not qcode:
+        notes += ("the header states no orientation (sform and qform codes are 0)",)
+    return affine, notes
+
+
+def _check_values(
+    path: Path, data: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
+    bad = ~np.isfinite(data)
+    if bad.any():
+        share = float(bad.mean())
+        if share > 0.95:
+            raise ImageError(f"{path.name}: {share:.0%} of the voxels are NaN or infinite")
+        data[bad] = 0
+        notes += (f"{int(bad.sum()):,} voxels were NaN or infinite and were set to 0",)
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        raise ImageError(f"{path.name}: empty image, every voxel is {low:g}")
+    if high > 1e30 or low < -1e30:
+        raise ImageError(
+            f"{path.name}: intensities up to {max(high, -low):.3g}; the scale factors in the "
+            "header are damaged"
+        )
+    return data, notes
+
+
+def save_image(
+    path: Path,
+    data: npt.NDArray[np.generic],
+    like: Image,
+    *,
+    affine: npt.NDArray[np.float64] | None = None,
+) -> None:
+    """Write a NIfTI image beside ``like``: same codes and units, no intensity scaling.
+
+    The file appears complete or not at all. With ``affine`` (another grid) sform and qform are
+    both set to it, with the codes of ``like``.
+
+    Args:
+        path: where to write, ``.nii.gz``.
+        data: (x, y, z); bool becomes uint8, other types are written as they are.
+        like: the image whose header facts are kept.
+        affine: (4, 4) of ``data`` where it is not on the grid of ``like``.
+
+    Raises:
+        OSError: no space left, or the folder cannot be written.
+    """
+    array = data.astype(np.uint8) if data.dtype == np.bool_ else data
+    header = nib.Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    header.set_xyzt_units(*like.header.get_xyzt_units())
+    file = nib.Nifti1Image(array, like.affine if affine is None else affine, header)
+    sform, scode = like.header.get_sform(coded=True)
+    qform, qcode = like.header.get_qform(coded=True)
+    if affine is None:
+        file.set_sform(sform if scode else None, int(scode))
+        file.set_qform(qform if qcode else None, int(qcode))
+        if not scode and not qcode:
+            file.header["pixdim"][1:4] = like.header["pixdim"][1:4]
+    else:
+        file.set_sform(affine, int(scode) or int(qcode) or 1)
+        file.set_qform(affine, int(qcode) or int(scode) or 1)
+    _write(path, file)
+
+
+def _write(path: Path, file: nib.Nifti1Image) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name.split('.')[0]}-", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name + ".nii.gz")
+    os.replace(name, temporary)
+    try:
+        # mtime=0: the same voxels give the same bytes
+        with open(temporary, "wb") as raw, gzip.GzipFile("", "wb", 4, raw, mtime=0) as stream:
+            stream.write(file.to_bytes())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
