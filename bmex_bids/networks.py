@@ -6,13 +6,13 @@ Shapes use ``b`` for batch, ``c`` for channels and ``x y z`` for space, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TISSUES", "TissueGuidedUNet", "UNet"]
+__all__ = ["TISSUES", "BMEXPair", "DUNet", "TissueGuidedUNet", "UNet"]
 
 TISSUES = ("background", "CSF", "GM", "WM")
 """Tissue classes in channel order (index 0 to 3)."""
@@ -98,7 +98,7 @@ class UNet(nn.Module):
         self.head2 = nn.Conv3d(16, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; sizes are multiples of ``multiple``."""
+        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; sizes multiples of ``multiple``."""
         fine = F.leaky_relu(self.thin2(F.leaky_relu(self.thin1(x), 0.1)), 0.1)
         skips: list[Tensor] = []
         y = space_to_depth(x)
@@ -110,7 +110,8 @@ class UNet(nn.Module):
             y = self.up[level](torch.cat((y, skips[level]), 1))
         coarse = depth_to_space(self.unfold(y))
         out = self.head1(torch.cat((coarse, fine), 1))
-        return self.head2(F.leaky_relu(out, 0.1))
+        scores: Tensor = self.head2(F.leaky_relu(out, 0.1))
+        return scores
 
 
 class TissueGuidedUNet(nn.Module):
@@ -131,7 +132,157 @@ class TissueGuidedUNet(nn.Module):
         self.multiple = max(self.tissue.multiple, self.enhance.multiple)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(b, 1, x, y, z) ->`` tissue scores ``(b, 4, x, y, z)``, enhanced ``(b, 1, x, y, z)``."""
+        """``(b, 1, x, y, z) ->`` tissue scores (4 channels) and the enhanced image (1)."""
         scores = self.tissue(x)
         guided = torch.cat((x, scores.softmax(1).to(x.dtype)), 1)
         return scores, x + self.enhance(guided)
+
+
+class DUNet(nn.Module):
+    """The published densely connected U-Net (doi:10.1038/s41551-024-01283-7), of any width.
+
+    Parameters are named as in the authors' weight files (``conv4_1.weight``, ``deconv23.bias``),
+    so that those load as they are. Tissue classification is ``DUNet(64, 1, 4)``; the published
+    brain extraction is ``DUNet(32, 1, 4)`` on a 1.6 mm grid.
+
+    Args:
+        width: channels at full resolution, a multiple of 4; 64 is the published size.
+        inputs: channels of the input.
+        outputs: channels of the output.
+    """
+
+    multiple = 8
+
+    def __init__(self, width: int = 64, inputs: int = 1, outputs: int = len(TISSUES)):
+        super().__init__()
+        for name, layer in _dunet_layers(width, inputs, outputs):
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``, not negative; sizes multiples of 8."""
+        return _dunet_forward(self, x, "")
+
+
+class BMEXPair(nn.Module):
+    """The published pair: tissue classification guides the enhancement.
+
+    One :class:`DUNet` gives tissue scores; a second, whose parameters end in ``_recon``, predicts
+    the clean image from features of the tissue probabilities and of the image (``_con``).
+    doi:10.1038/s41551-024-01283-7.
+
+    Args:
+        width: channels at full resolution, a multiple of 4; 64 is the published size.
+    """
+
+    multiple = DUNet.multiple
+
+    def __init__(self, width: int = 64):
+        super().__init__()
+        half, classes = width // 2, len(TISSUES)
+        for name, layer in _dunet_layers(width, 1, classes):
+            self.add_module(name, layer)
+        self.conv1_con = nn.Conv3d(classes, half, 3, padding=1)
+        self.bn1_con = nn.BatchNorm3d(half)
+        self.conv2_con = nn.Conv3d(1, half, 3, padding=1)
+        self.bn2_con = nn.BatchNorm3d(half)
+        for name, layer in _dunet_layers(width, 2 * half, 1):
+            self.add_module(f"{name}_recon", layer)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(b, 1, x, y, z) ->`` tissue scores (4 channels) and the enhanced image (1)."""
+        scores = _dunet_forward(self, x, "")
+        tissue = F.relu(self.bn1_con(self.conv1_con(scores.softmax(1))), inplace=True)
+        image = F.relu(self.bn2_con(self.conv2_con(x)), inplace=True)
+        return scores, _dunet_forward(self, torch.cat((tissue, image), 1), "_recon")
+
+
+def _dunet_layers(width: int, inputs: int, outputs: int) -> Iterable[tuple[str, nn.Module]]:
+    """Name and layer of everything in a DU-Net: ``convN``, ``bnN``, ``deconvN``."""
+    if width % 4:
+        raise ValueError(f"width {width}: expected a multiple of 4")
+    w = width
+    fine, coarse = w // 4, w // 2  # what one dense layer adds, at full resolution and below it
+    plain = {
+        "1": (inputs, w),
+        "2": (w, w),
+        "5": (w + 3 * fine, w),
+        "6": (w, w),
+        "10": (w + 3 * coarse, 2 * w),
+        "11": (2 * w, 2 * w),
+        "12": (4 * w, 4 * w),
+        "16": (4 * w, 4 * w),
+        "20": (4 * w + 3 * coarse, 4 * w),
+        "24": (2 * w, 2 * w),
+        "28": (2 * w + 3 * fine, w),
+        "32": (w + 3 * fine, outputs),
+    }
+    dense = {
+        ("3", "4", "4_1"): (w, fine),
+        ("7", "8", "9"): (w, coarse),
+        ("13", "14", "15"): (4 * w, coarse),
+        ("17", "18", "19"): (4 * w, coarse),
+        ("21", "22", "23"): (4 * w, coarse),
+        ("25", "26", "27"): (2 * w, fine),
+        ("29", "30", "31"): (w, fine),
+    }
+    up = {
+        "11": (2 * w, 2 * w),
+        "15": (4 * w + 3 * coarse, 2 * w),
+        "23": (4 * w + 3 * coarse, w),
+    }
+    for n, (i, o) in plain.items():
+        yield f"conv{n}", nn.Conv3d(i, o, 3, padding=1)
+        yield f"bn{n}", nn.BatchNorm3d(o)
+    for names, (start, growth) in dense.items():
+        for k, n in enumerate(names):
+            yield f"conv{n}", nn.Conv3d(start + k * growth, growth, 3, padding=1)
+            yield f"bn{n}", nn.BatchNorm3d(start + (k + 1) * growth)
+    for n, (i, o) in up.items():
+        yield f"deconv{n}", nn.ConvTranspose3d(i, o, 4, stride=2, padding=1)
+
+
+def _dunet_forward(net: nn.Module, x: Tensor, suffix: str) -> Tensor:
+    """The DU-Net among the layers of ``net`` whose names end in ``suffix``."""
+
+    def apply(name: str, x: Tensor) -> Tensor:
+        y: Tensor = net.get_submodule(f"{name}{suffix}")(x)
+        return y
+
+    def conv(n: str, x: Tensor) -> Tensor:
+        return apply(f"conv{n}", x)
+
+    def active(n: str, x: Tensor) -> Tensor:
+        return F.relu(apply(f"bn{n}", x), inplace=True)
+
+    def dense(start: str, x: Tensor, names: Sequence[str]) -> Tensor:
+        """Raw output of layer ``start`` -> activated output of the dense block after it."""
+        a = active(start, x)
+        for n in names:
+            new = F.dropout(conv(n, a), 0.1, net.training)
+            x = a if n == "19" else x  # the released weights expect the activated one there
+            del a  # the widest tensors of the network: keep no more of them than needed
+            # ... and what conv7 adds in front of what it came from
+            x = torch.cat((new, x) if n == "7" else (x, new), 1)
+            a = active(n, x)
+        return a
+
+    x = dense("2", conv("2", active("1", conv("1", x))), ("3", "4", "4_1"))
+    fine = conv("5", x)
+    x = dense("6", conv("6", _pool(active("5", fine))), ("7", "8", "9"))
+    middle = conv("10", x)
+    coarse = conv("11", _pool(active("10", middle)))
+    x = apply("deconv11", _pool(active("11", coarse)))
+    x = dense("12", conv("12", torch.cat((coarse, x), 1)), ("13", "14", "15"))
+    x = apply("deconv15", x)
+    x = conv("20", dense("16", conv("16", torch.cat((middle, x), 1)), ("17", "18", "19")))
+    x = apply("deconv23", dense("20", x, ("21", "22", "23")))
+    x = conv("28", dense("24", conv("24", torch.cat((fine, x), 1)), ("25", "26", "27")))
+    del fine
+    x = dense("28", x, ("29", "30", "31"))
+    with torch.autocast(x.device.type, enabled=False):
+        # the last layer writes intensities: bfloat16 would leave 8 bits of them
+        return active("32", conv("32", x.float()))
+
+
+def _pool(x: Tensor) -> Tensor:
+    return F.max_pool3d(x, 3, stride=2, padding=1)
