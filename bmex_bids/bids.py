@@ -1,7 +1,7 @@
 """BIDS names, sidecars and the files at the root of the output dataset.
 
-Every file is written beside its place and moved there when it is complete, so a reader, or a second process
-that writes into the same directory, sees a whole file or none.
+Every file is written beside its place and moved there when it is complete, so a reader, or a
+second process that writes into the same directory, sees a whole file or none.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Job:
     Attributes:
         path: absolute path of the raw image.
         bids_root: absolute path of the raw dataset.
-        entities: short key -> value in the order of the file name, e.g. ``{"sub": "01", "run": "1"}``.
+        entities: short key -> value in the file name's order, e.g. ``{"sub": "01", "run": "1"}``.
         suffix: ``T1w`` or ``T2w``.
         metadata: the image's sidecar, inherited fields included.
         age_months: age after birth in months, negative before birth; None when not known.
