@@ -1,0 +1,180 @@
+"""Degradations that turn a clean head into what scanners and moving people give.
+
+Array order is (x, y, z); intensities are relative to the head's own (white matter near 1 on T1w).
+All randomness comes from the given CPU generator, so that a seed gives the same image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bmex_bids.spatial import axis_matrix
+from bmex_bids.training import motion
+
+__all__ = [
+    "Recipe",
+    "degrade",
+    "gaussian_smooth",
+    "gibbs",
+    "move",
+    "random_recipe",
+    "rician",
+    "thick_slices",
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to one head, in this order; ``None`` or 0 leaves a step out.
+
+    Attributes:
+        kind: kind of motion, see :data:`bmex_bids.training.motion.KINDS`.
+        amplitude: of the motion in mm and degrees.
+        frequency: of the motion, relative to TR.
+        axis: phase-encoding axis.
+        readout: standard deviation of the readout shift in voxels.
+        smooth: standard deviation of a Gaussian filter in mm.
+        cut: share of k-space kept along each axis (Gibbs ringing); 1 keeps all.
+        noise: standard deviation of Rician noise, in units of the intensity.
+        slice_axis: axis of thick slices.
+        slice_factor: slice thickness over voxel size; 1 for none.
+    """
+
+    kind: str | None = None
+    amplitude: float = 0.0
+    frequency: float = 0.0
+    axis: int = 1
+    readout: float = 0.0
+    smooth: float = 0.0
+    cut: float = 1.0
+    noise: float = 0.0
+    slice_axis: int = 2
+    slice_factor: float = 1.0
+
+
+def move(
+    volume: Tensor,
+    zooms: Tensor,
+    kind: str,
+    amplitude: float,
+    frequency: float,
+    generator: torch.Generator,
+    *,
+    axis: int = 1,
+    states: int = 16,
+) -> Tensor:
+    """Simulate rigid head motion of one kind; (x, y, z) -> (x, y, z)."""
+    position, direction = motion.trajectory(
+        kind, volume.shape[axis], amplitude, frequency, generator
+    )
+    phase = motion.smooth_phase((volume.shape[0], volume.shape[1], volume.shape[2]), generator)
+    return motion.corrupt(
+        volume, zooms, position, direction, axis=axis, states=states, phase=phase.to(volume)
+    )
+
+
+def gaussian_smooth(volume: Tensor, sigma: tuple[float, float, float]) -> Tensor:
+    """Gaussian filter with a standard deviation in voxels per axis."""
+    out = volume[None, None]
+    for axis, value in enumerate(sigma):
+        if value <= 0:
+            continue
+        radius = max(int(math.ceil(3 * value)), 1)
+        line = torch.arange(-radius, radius + 1, device=volume.device, dtype=volume.dtype)
+        kernel = torch.exp(-0.5 * (line / value) ** 2)
+        shape, pad = [1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]
+        shape[2 + axis] = 2 * radius + 1
+        pad[4 - 2 * axis] = pad[5 - 2 * axis] = radius
+        out = F.conv3d(F.pad(out, pad, mode="replicate"), (kernel / kernel.sum()).view(shape))
+    return out[0, 0]
+
+
+def gibbs(volume: Tensor, keep: float) -> Tensor:
+    """Cut the outer k-space away, keeping ``keep`` of every axis: ringing at sharp edges."""
+    spectrum = torch.fft.fftn(volume)
+    for axis in range(3):
+        frequency = torch.fft.fftfreq(volume.shape[axis], device=volume.device).abs()
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        spectrum = spectrum * (frequency <= 0.5 * keep).to(volume.dtype).view(shape)
+    return torch.fft.ifftn(spectrum).abs()
+
+
+def rician(volume: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Magnitude of the volume with Gaussian noise in the real and the imaginary part."""
+    shape = (2, *volume.shape)
+    noise = torch.randn(shape, generator=generator).to(volume) * sigma
+    return torch.sqrt((volume + noise[0]) ** 2 + noise[1] ** 2)
+
+
+def thick_slices(volume: Tensor, axis: int, factor: float) -> Tensor:
+    """Average over thick slices, then interpolate back to the grid as the app conforms images."""
+    size = volume.shape[axis]
+    slices = max(int(size / factor), 4)
+    start = (size - 1) / 2 - (slices - 1) / 2 * factor
+    down = axis_matrix(size, start, factor, slices)
+    up = axis_matrix(slices, -start / factor, 1 / factor, size)
+    matrix = torch.from_numpy(np.ascontiguousarray(up @ down)).to(volume)
+    return torch.tensordot(matrix, volume, dims=([1], [axis])).movedim(0, axis).contiguous()
+
+
+def degrade(
+    volume: Tensor, zooms: Tensor, recipe: Recipe, generator: torch.Generator, *, states: int = 16
+) -> Tensor:
+    """Apply a recipe to a whole head.
+
+    Args:
+        volume: (x, y, z) clean magnitude.
+        zooms: (3,) voxel size in mm.
+        recipe: what to do.
+        generator: source of randomness (CPU).
+        states: rigid positions told apart in the motion.
+    """
+    out = volume
+    if recipe.readout > 0:
+        out = motion.readout_blur(out, recipe.readout, generator)
+    if recipe.smooth > 0:
+        sigma = [recipe.smooth / float(z) for z in zooms]
+        out = gaussian_smooth(out, (sigma[0], sigma[1], sigma[2]))
+    if recipe.cut < 1:
+        out = gibbs(out, recipe.cut)
+    if recipe.kind is not None:
+        out = move(
+            out, zooms, recipe.kind, recipe.amplitude, recipe.frequency, generator,
+            axis=recipe.axis, states=states,
+        )
+    if recipe.noise > 0:
+        out = rician(out, recipe.noise, generator)
+    if recipe.slice_factor > 1:
+        out = thick_slices(out, recipe.slice_axis, recipe.slice_factor)
+    return out.clone() if out is volume else out
+
+
+def random_recipe(generator: torch.Generator) -> Recipe:
+    """Draw a training recipe: mostly motion, often noise, sometimes the rest, rarely nothing."""
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=generator))
+
+    def chance(probability: float) -> bool:
+        return uniform(0, 1) < probability
+
+    moving = chance(0.75)
+    return Recipe(
+        kind=motion.KINDS[int(uniform(0, 4))] if moving else None,
+        amplitude=uniform(0.3, 4.0),
+        frequency=uniform(0.05, 0.5),
+        axis=int(uniform(0, 3)),
+        readout=uniform(0.2, 1.2) if chance(0.2) else 0.0,
+        smooth=uniform(0.2, 0.8) if chance(0.2) else 0.0,
+        cut=uniform(0.6, 0.95) if chance(0.15) else 1.0,
+        noise=uniform(0.0, 0.09) if chance(0.6) else 0.0,
+        slice_axis=int(uniform(0, 3)),
+        slice_factor=uniform(1.3, 4.5) if chance(0.25) else 1.0,
+    )

@@ -1,0 +1,65 @@
+"""Losses of the two networks; lower is better."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["enhancement_loss", "mask_loss", "tissue_loss"]
+
+IGNORE = 255
+"""Tissue label of voxels whose class is not known."""
+
+
+def tissue_loss(scores: Tensor, tissue: Tensor) -> Tensor:
+    """Cross-entropy plus soft Dice loss over the classes of the voxels whose class is known.
+
+    Args:
+        scores: (b, 4, x, y, z) before softmax.
+        tissue: (b, x, y, z) class 0 to 3, or :data:`IGNORE`.
+    """
+    known = tissue != IGNORE
+    if not bool(known.any()):
+        return scores.sum() * 0
+    target = torch.where(known, tissue, 0).long()
+    entropy = F.cross_entropy(scores, target, reduction="none")
+    chosen = known.to(scores.dtype)
+    entropy = (entropy * chosen).sum() / chosen.sum()
+    probability = scores.softmax(1) * chosen[:, None]
+    truth = F.one_hot(target, scores.shape[1]).movedim(-1, 1).to(scores.dtype) * chosen[:, None]
+    overlap = (probability * truth).sum((0, 2, 3, 4))
+    size = (probability + truth).sum((0, 2, 3, 4))
+    return entropy + 0.5 * (1 - ((2 * overlap + 1) / (size + 1)).mean())
+
+
+def enhancement_loss(output: Tensor, target: Tensor, brain: Tensor, weight: Tensor) -> Tensor:
+    """Absolute and squared error and the absolute error of the gradients, inside the brain.
+
+    Args:
+        output: (b, 1, x, y, z).
+        target: (b, 1, x, y, z) clean image.
+        brain: (b, 1, x, y, z) 1 inside the brain.
+        weight: (b,) importance of each sample.
+    """
+    scale = weight.view(-1, 1, 1, 1, 1)
+    count = brain.sum().clamp_min(1)
+    error = (output - target) * brain
+    loss = (scale * (error.abs() + 2 * error**2)).sum() / count
+    for axis in (2, 3, 4):
+        loss = loss + 0.5 * (scale * error.diff(dim=axis).abs()).sum() / count
+    return loss
+
+
+def mask_loss(scores: Tensor, brain: Tensor) -> Tensor:
+    """Binary cross-entropy plus soft Dice loss.
+
+    Args:
+        scores: (b, 1, x, y, z) before the sigmoid.
+        brain: (b, 1, x, y, z) 0 or 1.
+    """
+    entropy = F.binary_cross_entropy_with_logits(scores, brain)
+    probability = scores.sigmoid()
+    overlap = (probability * brain).sum((1, 2, 3, 4))
+    size = (probability + brain).sum((1, 2, 3, 4))
+    return entropy + (1 - (2 * overlap + 1) / (size + 1)).mean()

@@ -1,0 +1,200 @@
+"""Rigid head motion during the acquisition, simulated in k-space.
+
+A trajectory is one scalar per phase-encoding line along a fixed direction of the six rigid
+parameters, quantised into a few states. Each state's volume fills that state's lines of the
+composite k-space; the state of the k-space centre is the identity, so that the result stays aligned
+with the clean image. Only a state's own lines are transformed, so all states together cost about
+one Fourier transform besides the rotations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["KINDS", "SEVERITIES", "corrupt", "readout_blur", "smooth_phase", "trajectory"]
+
+KINDS = ("rotation", "periodic", "continuous", "sudden")
+"""The four kinds of motion of BME-X (doi:10.1038/s41551-024-01283-7)."""
+
+SEVERITIES = {
+    "minor": (1.0, 0.12),
+    "moderate": (2.0, 0.18),
+    "severe": (3.0, 0.42),
+    "severe+": (4.0, 0.48),
+    "severe++": (5.0, 0.54),
+}
+"""Published test severities: amplitude in mm and degrees, frequency relative to TR."""
+
+
+def trajectory(
+    kind: str, lines: int, amplitude: float, frequency: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Motion over the phase-encoding lines, in acquisition order.
+
+    Args:
+        kind: one of :data:`KINDS`. ``rotation`` drifts irregularly and only turns.
+        lines: number of phase-encoding lines.
+        amplitude: greatest displacement, in mm and degrees.
+        frequency: oscillations per line (periodic), or a measure of restlessness.
+        generator: source of randomness (CPU).
+
+    Returns:
+        ``(lines,)`` position between -1 and 1 along the direction, 0 at the k-space centre's
+        neighbourhood after :func:`corrupt` has subtracted it; and ``(6,)`` the direction, three
+        translations in mm and three rotations in degrees, scaled by the amplitude.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    n = torch.arange(lines, dtype=torch.float32)
+    if kind == "periodic":
+        phase = float(torch.rand(1, generator=generator)) * 2 * math.pi
+        position = torch.sin(2 * math.pi * frequency * n + phase)
+    elif kind == "continuous":
+        bend = float(torch.rand(1, generator=generator)) * 2 + 0.5
+        position = 2 * (n / max(lines - 1, 1)) ** bend - 1
+    elif kind == "sudden":
+        jumps = max(1, round(10 * frequency))
+        at = torch.rand(jumps, generator=generator).sort().values * lines
+        level = torch.rand(jumps + 1, generator=generator) * 2 - 1
+        position = level[torch.bucketize(n, at)]
+    elif kind == "rotation":
+        knots = torch.randn(1, 1, 4 + round(20 * frequency), generator=generator).cumsum(-1)
+        position = F.interpolate(knots, size=lines, mode="linear", align_corners=True)[0, 0]
+        position = position - position.mean()
+        position = position / position.abs().max().clamp_min(1e-6)
+    else:
+        raise ValueError(f"unknown motion {kind!r}: expected one of {', '.join(KINDS)}")
+    direction = torch.randn(6, generator=generator)
+    if kind == "rotation":
+        direction[:3] = 0
+    return position, amplitude * direction / direction.abs().max().clamp_min(1e-6)
+
+
+def smooth_phase(
+    shape: tuple[int, int, int], generator: torch.Generator, strength: float = math.pi / 2
+) -> Tensor:
+    """A smooth random phase image in radians, (x, y, z), as receive coils give it."""
+    knots = torch.randn(1, 1, 4, 4, 4, generator=generator) * strength
+    return F.interpolate(knots, size=shape, mode="trilinear", align_corners=True)[0, 0]
+
+
+def _rotated(volume: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
+    """Rotate (x, y, z) about its centre by three angles, rigidly in mm."""
+    if float(degrees.abs().max()) < 1e-6:
+        return volume
+    a, b, c = (math.radians(float(d)) for d in degrees)
+    one = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
+    two = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
+    three = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
+    rotation = (one @ two @ three).to(torch.float32)
+    # grid_sample works in the order z, y, x of units that span the volume
+    side = zooms.cpu() * torch.tensor([n - 1 for n in volume.shape], dtype=torch.float32) / 2
+    scaled = (rotation.T * side[None, :]) / side[:, None]
+    theta = torch.zeros(1, 3, 4)
+    theta[0, :, :3] = scaled.flip(0, 1)
+    grid = F.affine_grid(theta.to(volume), [1, 1, *volume.shape], align_corners=True)
+    return F.grid_sample(volume[None, None], grid, align_corners=True)[0, 0]
+
+
+def _ramp(size: int, millimetres: float, zoom: float, device: torch.device) -> Tensor:
+    frequency = torch.fft.fftfreq(size, device=device)
+    angle = -2 * math.pi * frequency * (millimetres / zoom)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def corrupt(
+    volume: Tensor,
+    zooms: Tensor,
+    position: Tensor,
+    direction: Tensor,
+    *,
+    axis: int = 1,
+    states: int = 16,
+    phase: Tensor | None = None,
+) -> Tensor:
+    """Magnitude image of a head that moved while its k-space was filled line by line.
+
+    Args:
+        volume: (x, y, z) clean magnitude of the whole head.
+        zooms: (3,) voxel size in mm.
+        position: (lines,) from :func:`trajectory`; as many lines as voxels along ``axis``, in
+            acquisition order from the most negative to the most positive frequency.
+        direction: (6,) translations in mm along x, y, z and rotations in degrees about them.
+        axis: phase-encoding axis.
+        states: greatest number of rigid positions told apart.
+        phase: (x, y, z) phase image in radians, standing still; none leaves the volume real.
+
+    Returns:
+        (x, y, z) magnitude. The k-space centre is not moved; no motion returns the volume.
+
+    Raises:
+        ValueError: the trajectory has not one entry per line.
+    """
+    lines = volume.shape[axis]
+    if position.shape != (lines,):
+        raise ValueError(f"{tuple(position.shape)} positions for {lines} phase-encoding lines")
+    centred = position - position[lines // 2]
+    if float(centred.abs().max()) * float(direction.abs().max()) < 1e-6:
+        return volume.clone()
+    span = float(centred.abs().max())
+    # quantised so that the centre's own position is a level
+    step = max(2 * span / states, 1e-6)
+    level = torch.round(centred / step)
+    frequency = torch.fft.fftshift(torch.fft.fftfreq(lines, device=volume.device))
+    order = [a for a in range(3) if a != axis] + [axis]
+    places = torch.arange(lines, device=volume.device, dtype=torch.float32)
+    composite = torch.zeros([volume.shape[a] for a in order], dtype=torch.complex64,
+                            device=volume.device)
+    coil = None if phase is None else torch.polar(torch.ones_like(phase), phase).permute(order)
+    for value in level.unique():
+        chosen = torch.nonzero(level == value)[:, 0].to(volume.device)
+        pose = direction * float(value) * step
+        moved = _rotated(volume, zooms, pose[3:]).permute(order)
+        angle = -2 * math.pi * places[:, None] * frequency[chosen][None, :]
+        kernel = torch.polar(torch.ones_like(angle), angle)
+        kernel = kernel * _ramp_at(frequency[chosen], float(pose[axis]), float(zooms[axis]))
+        part = torch.matmul(moved.to(torch.complex64), kernel) if coil is None else torch.matmul(
+            moved * coil, kernel
+        )
+        if float(pose[:3].abs().max()) > 0:
+            part = torch.fft.fft2(part, dim=(0, 1))
+            for place, real in enumerate(order[:2]):
+                ramp = _ramp(part.shape[place], float(pose[real]), float(zooms[real]), part.device)
+                part = part * (ramp[:, None, None] if place == 0 else ramp[None, :, None])
+            part = torch.fft.ifft2(part, dim=(0, 1))
+        composite[..., chosen] = part
+    back = torch.fft.ifft(torch.fft.ifftshift(composite, dim=2), dim=2)
+    inverse = [order.index(a) for a in range(3)]
+    return back.abs().permute(inverse).contiguous()
+
+
+def _ramp_at(frequency: Tensor, millimetres: float, zoom: float) -> Tensor:
+    angle = -2 * math.pi * frequency * (millimetres / zoom)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def readout_blur(
+    volume: Tensor, sigma: float, generator: torch.Generator, *, axis: int = 0
+) -> Tensor:
+    """Blur along the readout: every k-space line is shifted by a random sub-voxel distance.
+
+    Args:
+        volume: (x, y, z).
+        sigma: standard deviation of the shift in voxels.
+        generator: source of randomness (CPU).
+        axis: readout axis.
+    """
+    if sigma <= 0:
+        return volume.clone()
+    others = [a for a in range(3) if a != axis]
+    shift = torch.randn([volume.shape[a] for a in others], generator=generator).to(volume) * sigma
+    spectrum = torch.fft.fftn(volume).movedim(axis, -1)
+    frequency = torch.fft.fftfreq(volume.shape[axis], device=volume.device)
+    angle = -2 * math.pi * shift[..., None] * frequency
+    spectrum = spectrum * torch.polar(torch.ones_like(angle), angle)
+    return torch.fft.ifftn(spectrum.movedim(-1, axis)).abs()
