@@ -1,7 +1,9 @@
 """Networks: forward passes only.
 
 Shapes use ``b`` for batch, ``c`` for channels and ``x y z`` for space, so that every tensor is
-``(b, c, x, y, z)``.
+``(b, c, x, y, z)``. Every network has ``multiple`` (its input's sides are multiples of that) and
+``live_channels`` (float32 channels per voxel that its forward pass holds at its peak, rounded up
+from measured peaks: what a memory limit is divided by).
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ class UNet(nn.Module):
         inputs: channels of the input.
         outputs: channels of the output.
         widths: channels per level, from the half-size grid downwards.
-        thin: channels of the full-resolution branch.
+        thin: channels of the full-resolution branch; 0 leaves it out, so that the unfolded output of
+            the half-size grid is the result.
         norm: ``"batch"``, ``"instance"`` or ``"none"`` inside the levels.
     """
 
@@ -83,6 +86,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = tuple(widths)
         self.multiple = 2 ** len(widths)
+        self.live_channels = widths[0] + 8 * thin + 16
         self.down = nn.ModuleList()
         channels = inputs * 8
         for width in widths:
@@ -91,7 +95,10 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             Block(widths[i + 1] + widths[i], widths[i], norm) for i in range(len(widths) - 1)
         )
-        self.unfold = nn.Conv3d(widths[0], thin * 8, 1)
+        self.unfold = nn.Conv3d(widths[0], (thin or outputs) * 8, 1)
+        self.thin = thin
+        if not thin:
+            return
         self.thin1 = nn.Conv3d(inputs, thin, 3, padding=1)
         self.thin2 = nn.Conv3d(thin, thin, 3, padding=1)
         self.head1 = nn.Conv3d(2 * thin, 16, 3, padding=1)
@@ -99,7 +106,6 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; sizes multiples of ``multiple``."""
-        fine = F.leaky_relu(self.thin2(F.leaky_relu(self.thin1(x), 0.1)), 0.1)
         skips: list[Tensor] = []
         y = space_to_depth(x)
         for level, block in enumerate(self.down):
@@ -109,6 +115,9 @@ class UNet(nn.Module):
             y = F.interpolate(y, scale_factor=2.0, mode="nearest")
             y = self.up[level](torch.cat((y, skips[level]), 1))
         coarse = depth_to_space(self.unfold(y))
+        if not self.thin:
+            return coarse
+        fine = F.leaky_relu(self.thin2(F.leaky_relu(self.thin1(x), 0.1)), 0.1)
         out = self.head1(torch.cat((coarse, fine), 1))
         scores: Tensor = self.head2(F.leaky_relu(out, 0.1))
         return scores
@@ -130,6 +139,7 @@ class TissueGuidedUNet(nn.Module):
         self.tissue = UNet(1, len(TISSUES), **tissue)  # type: ignore[arg-type]
         self.enhance = UNet(1 + len(TISSUES), 1, **enhance)  # type: ignore[arg-type]
         self.multiple = max(self.tissue.multiple, self.enhance.multiple)
+        self.live_channels = max(self.tissue.live_channels, self.enhance.live_channels) + 5
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(b, 1, x, y, z) ->`` tissue scores (4 channels) and the enhanced image (1)."""
@@ -155,6 +165,7 @@ class DUNet(nn.Module):
 
     def __init__(self, width: int = 64, inputs: int = 1, outputs: int = len(TISSUES)):
         super().__init__()
+        self.live_channels = 10 * width
         for name, layer in _dunet_layers(width, inputs, outputs):
             self.add_module(name, layer)
 
@@ -178,6 +189,7 @@ class BMEXPair(nn.Module):
 
     def __init__(self, width: int = 64):
         super().__init__()
+        self.live_channels = 10 * width
         half, classes = width // 2, len(TISSUES)
         for name, layer in _dunet_layers(width, 1, classes):
             self.add_module(name, layer)
