@@ -1,0 +1,39 @@
+"""The command ``bmex``: options, the level asked for, exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from bmex_bids.options import parse_options
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process when None.
+
+    Returns:
+        0 when every requested run succeeded, 1 when one failed, 2 when the input or the options
+        cannot be used (wrong options end in SystemExit with code 2).
+    """
+    options = parse_options(argv)
+    # Imported here, so that --help and errors in the options come at once.
+    from bmex_bids.layout import InputError
+    from bmex_bids.run import run
+
+    try:
+        return run(options)
+    except InputError as error:
+        print(f"bmex: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bmex: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

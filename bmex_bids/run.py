@@ -1,0 +1,371 @@
+"""The levels of the command line: checks, the loop over runs, reports, summary, exit code."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bmex_bids import __version__
+from bmex_bids.bids import Job, output_stem, write_dataset_files, write_text
+from bmex_bids.jobs import (
+    Outcome,
+    attempt,
+    crash_path,
+    explain,
+    in_processes,
+    run_job,
+    write_crash,
+)
+from bmex_bids.layout import InputError, Selection, read_filters
+from bmex_bids.options import Options, to_toml
+from bmex_bids.plan import Request, format_plan, plan_jobs
+from bmex_bids.validation import validate
+
+if TYPE_CHECKING:
+    from bmex_bids.pipeline import Settings
+
+__all__ = ["request_of", "run"]
+
+log = logging.getLogger("bmex")
+
+OWN_BYTES = 2**30  # of a process beside the networks: libraries, the image, its outputs
+
+
+def run(options: Options) -> int:
+    """Run the level that the options ask for and return the exit code (0 or 1).
+
+    Raises:
+        InputError: the input or the options cannot be used; nothing was started.
+    """
+    _check_paths(options)
+    if options.dry_run:
+        jobs = plan_jobs(request_of(options))
+        sys.stdout.write(format_plan(jobs))
+        for job in jobs:
+            for note in job.notes if job.wanted else ():
+                print(f"note: {output_stem(job)}: {note}", file=sys.stderr)
+        return 0
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_scratch(options.work_dir))
+            stack.enter_context(_logging(options))
+        except OSError as error:
+            raise InputError(explain(error, options.output_dir)) from error
+        level = _group if options.analysis_level == "group" else _participant
+        return level(options)
+
+
+def request_of(options: Options) -> Request:
+    """Return what the plan needs of the options."""
+    path = options.bids_filter_file
+    return Request(
+        bids_dir=options.bids_dir,
+        output_dir=options.output_dir,
+        selection=Selection(
+            participants=options.participant_label,
+            sessions=options.session_label,
+            suffixes=options.suffix,
+            filters=read_filters(path) if path else {},
+            database_dir=options.bids_database_dir,
+        ),
+        derivatives=tuple(path for _, path in options.derivatives),
+        age_months=options.age_months,
+        stage=options.stage,
+        models_dir=options.models_dir,
+        model_set=options.model_set,
+        overwrite=options.overwrite,
+        measure_only=options.measure_only,
+        high_res=options.high_res,
+        uncertainty=options.uncertainty,
+        reports_only=options.reports_only,
+    )
+
+
+def _participant(options: Options) -> int:
+    out = options.output_dir
+    jobs = plan_jobs(request_of(options))
+    if not any(job.wanted for job in jobs):
+        reasons = sorted({job.reason for job in jobs})
+        raise InputError(
+            f"nothing to do, all {len(jobs)} images are left out: {'; '.join(reasons)}"
+        )
+    if not options.skip_bids_validation and not options.reports_only:
+        found = validate(options.bids_dir, participants=options.participant_label, ignore=[out])
+        for line in found:
+            log.warning("BIDS: %s", line)
+    for label in sorted(set(options.participant_label) - {job.entities["sub"] for job in jobs}):
+        log.warning("sub-%s: no %s image", label, " or ".join(options.suffix))
+    settings = None if options.reports_only else _settings(options)
+    try:
+        write_dataset_files(out, options.bids_dir)
+    except OSError as error:
+        raise InputError(explain(error, out)) from error
+    skipped = _skipped(jobs, out)
+    started = time.monotonic()
+    outcomes = [] if skipped and options.stop_on_first_crash else _loop(jobs, options, settings)
+    touched = {o.subject for o in (*skipped, *outcomes)}
+    touched |= {
+        j.entities["sub"] for j in jobs if j.action == "done" and not _report(out, j).exists()
+    }
+    reports = _reports(sorted(touched), out)
+    return _summarise(jobs, skipped + outcomes, reports, time.monotonic() - started)
+
+
+def _group(options: Options) -> int:
+    out = options.output_dir
+    if not any(out.glob("sub-*")):
+        raise InputError(
+            f"{out}: no results of single participants; run the participant level first"
+        )
+
+    def work() -> tuple[str, ...]:
+        from bmex_bids.group import group_report
+
+        paths = group_report(out)
+        print("\n".join(str(path) for path in paths))
+        return ()
+
+    outcome = attempt("group", "", out, work)
+    return 1 if outcome.failed else 0
+
+
+def _settings(options: Options) -> Settings:
+    """Resolve device, precision, memory and models; what is missing is an error here."""
+    threads = options.omp_nthreads or max(1, len(os.sched_getaffinity(0)) // options.nprocs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch on import, here and in workers
+    from bmex_bids.inference import resolve
+    from bmex_bids.pipeline import Settings
+    from bmex_bids.weights import WeightsError, list_models, models_dir
+
+    try:
+        compute = resolve(options.device, options.precision)
+        models = tuple(list_models(models_dir(options.models_dir)))
+    except (WeightsError, ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+    if compute.device == "cpu":
+        compute = replace(compute, max_bytes=_bytes_per_run(options))
+    return Settings(
+        compute=compute,
+        models=models,
+        measure_only=options.measure_only,
+        high_res=options.high_res,
+        uncertainty=options.uncertainty,
+        seed=options.seed,
+    )
+
+
+def _bytes_per_run(options: Options) -> int:
+    """Return what the networks of one run may hold, in bytes."""
+    import psutil
+
+    total = options.mem or psutil.virtual_memory().available
+    if options.mem is None:
+        for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2 and 1
+            try:
+                total = min(total, int(Path("/sys/fs/cgroup", name).read_text()))
+            except (OSError, ValueError):
+                continue
+    share = total // options.nprocs
+    if share <= OWN_BYTES:
+        raise InputError(
+            f"{share / 2**30:.1f} GiB of memory for each of {options.nprocs} runs at a time is too "
+            "little; raise --mem or lower --nprocs"
+        )
+    return int(share - OWN_BYTES)
+
+
+def _loop(jobs: Sequence[Job], options: Options, settings: Settings | None) -> list[Outcome]:
+    """Run what is to be run, one after the other or in several processes."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    out = options.output_dir
+    todo = [job for job in jobs if job.action == "enhance"]
+    todo += [
+        job for job in jobs if job.action == "done" and (settings is None or _unfinished(out, job))
+    ]
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) if settings else 0
+    work = functools.partial(run_job, out=out, settings=settings, threads=threads)
+    outcomes: list[Outcome] = []
+    terminal = sys.stderr.isatty()
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(todo), unit="run", disable=not terminal))
+        if terminal:
+            stack.enter_context(logging_redirect_tqdm([log]))
+
+        def step(text: str) -> None:
+            bar.set_postfix_str(text)
+            log.debug(text)
+
+        if options.nprocs > 1 and len(todo) > 1:
+            results = in_processes(todo, work, options.nprocs, out=out)
+        else:
+            results = (work(job, progress=step) for job in todo)
+        for outcome in results:
+            outcomes.append(outcome)
+            bar.update()
+            _say(outcome, f"[{len(outcomes)}/{len(todo)}]")
+            if outcome.failed and options.stop_on_first_crash:
+                log.warning("%d runs were not started", len(todo) - len(outcomes))
+                break
+    return outcomes
+
+
+def _say(outcome: Outcome, count: str) -> None:
+    """Log how one run ended."""
+    if outcome.failed:
+        log.error("%s %s: failed: %s", count, outcome.stem, outcome.message)
+    else:
+        log.info("%s %s: done in %.0f s", count, outcome.stem, outcome.seconds)
+    for flag in outcome.flags:
+        log.warning("%s: %s", outcome.stem, flag)
+
+
+def _skipped(jobs: Sequence[Job], out: Path) -> list[Outcome]:
+    """Turn runs that cannot be done (no age, no model) into failures with a crash file."""
+    outcomes = []
+    for job in jobs:
+        stem = output_stem(job)
+        for note in job.notes if job.action == "enhance" else ():
+            log.warning("%s: %s", stem, note)
+        if job.action == "skip" and not job.wanted:
+            log.info("%s: left out: %s", job.path.name, job.reason)
+        elif job.action == "skip":
+            log.error("%s: not done: %s", stem, job.reason)
+            write_crash(out, stem, job.reason)
+            outcomes.append(Outcome(stem, job.entities["sub"], failed=True, message=job.reason))
+    return outcomes
+
+
+def _unfinished(out: Path, job: Job) -> bool:
+    """Whether the derivatives of a run are complete, but its pictures are not."""
+    name = output_stem(job).removesuffix(f"_{job.suffix}")
+    pictures = (out / f"sub-{job.entities['sub']}" / "figures").glob(
+        f"{name}_desc-*_{job.suffix}.*"
+    )
+    return crash_path(out, output_stem(job)).exists() or not any(pictures)
+
+
+def _report(out: Path, job: Job) -> Path:
+    return out / f"sub-{job.entities['sub']}.html"
+
+
+def _reports(subjects: Sequence[str], out: Path) -> list[Outcome]:
+    """Write the report of every subject that something was done for."""
+
+    def work(subject: str) -> tuple[str, ...]:
+        from bmex_bids.report import subject_report
+
+        log.debug("report %s", subject_report(out, subject))
+        return ()
+
+    outcomes = []
+    for subject in subjects:
+        outcome = attempt(f"sub-{subject}", subject, out, functools.partial(work, subject))
+        outcomes.append(replace(outcome, stem=f"report of sub-{subject}"))
+    return outcomes
+
+
+def _summarise(
+    jobs: Sequence[Job], outcomes: Sequence[Outcome], reports: Sequence[Outcome], seconds: float
+) -> int:
+    """Print what was done, what was not and why, and return the exit code."""
+    failures = [outcome for outcome in (*outcomes, *reports) if outcome.failed]
+    finished = {outcome.stem for outcome in outcomes if not outcome.failed}
+    before = sum(j.action == "done" and output_stem(j) not in finished for j in jobs)
+    missing = sum(j.action == "enhance" for j in jobs) - sum(
+        output_stem(j) in {o.stem for o in outcomes} for j in jobs if j.action == "enhance"
+    )
+    counts = {
+        "done": len(finished),
+        "done before": before,
+        "left out": sum(not job.wanted for job in jobs),
+        "not started": missing,
+        "failed": len(failures),
+    }
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    lines = [f"{said or 'nothing to do'} ({seconds:.0f} s)"]
+    lines += [f"failed: {outcome.stem}: {outcome.message}" for outcome in failures]
+    for line in lines:
+        print(line)
+    return 1 if failures or missing else 0
+
+
+def _check_paths(options: Options) -> None:
+    """Refuse directories that would harm the input or cannot be used."""
+    raw, out, work = options.bids_dir, options.output_dir, options.work_dir
+    if out == raw:
+        raise InputError(
+            f"output_dir is bids_dir ({raw}); choose another, e.g. {raw}/derivatives/bmex"
+        )
+    if raw.is_relative_to(out) and options.analysis_level == "participant":
+        raise InputError(f"output_dir ({out}) contains bids_dir ({raw}); choose another")
+    if work is not None and work.is_relative_to(raw):
+        raise InputError(f"--work-dir ({work}) lies inside bids_dir ({raw}); choose another")
+    if options.dry_run:
+        return
+    if options.analysis_level == "participant" and not raw.is_dir():
+        raise InputError(f"{raw}: no such folder; give the root of a BIDS dataset")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(explain(error, out)) from error
+
+
+@contextmanager
+def _scratch(work_dir: Path | None) -> Iterator[None]:
+    """Point temporary files, and caches of a home that cannot be written, to one folder."""
+    with ExitStack() as stack:
+        if work_dir is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bmex-"))
+        else:
+            work_dir.mkdir(parents=True, exist_ok=True)
+            folder = str(work_dir)
+        before, before_folder = dict(os.environ), tempfile.tempdir
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        if not os.access(os.path.expanduser("~"), os.W_OK):
+            for name in ("MPLCONFIGDIR", "TEMPLATEFLOW_HOME", "XDG_CACHE_HOME"):
+                os.environ.setdefault(name, str(Path(folder, name.lower())))
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            tempfile.tempdir = before_folder
+
+
+@contextmanager
+def _logging(options: Options) -> Iterator[None]:
+    """Log to the terminal and to logs/<UTC time>-<pid>.log; save the options beside it."""
+    folder = options.output_dir / "logs"
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
+    write_text(folder / f"{stem}.toml", to_toml(options))
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.DEBUG if options.verbose else logging.INFO)
+    file = logging.FileHandler(folder / f"{stem}.log", encoding="utf-8")
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
+    log.setLevel(logging.DEBUG)
+    for handler in (terminal, file):
+        log.addHandler(handler)
+    log.info("bmex %s: %s -> %s", __version__, options.bids_dir, options.output_dir)
+    try:
+        yield
+    finally:
+        for handler in (terminal, file):
+            log.removeHandler(handler)
+            handler.close() if handler is file else None
+        log.setLevel(level)
