@@ -141,7 +141,7 @@ def _group(options: Options) -> int:
 
 def _settings(options: Options) -> Settings:
     """Resolve device, precision, memory and models; what is missing is an error here."""
-    threads = options.omp_nthreads or max(1, len(os.sched_getaffinity(0)) // options.nprocs)
+    threads = options.omp_nthreads or max(1, _cores() // options.nprocs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch on import, here and in workers
     from bmex_bids.inference import resolve
     from bmex_bids.pipeline import Settings
@@ -162,6 +162,13 @@ def _settings(options: Options) -> Settings:
         uncertainty=options.uncertainty,
         seed=options.seed,
     )
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _bytes_per_run(options: Options) -> int:
@@ -266,6 +273,7 @@ def _reports(subjects: Sequence[str], out: Path) -> list[Outcome]:
     def work(subject: str) -> tuple[str, ...]:
         from bmex_bids.report import subject_report
 
+        crash_path(out, f"sub-{subject}").unlink(missing_ok=True)  # of an earlier report
         log.debug("report %s", subject_report(out, subject))
         return ()
 
