@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .networks import TISSUES
+from bmex_bids.networks import TISSUES
 
 __all__ = ["Compute", "enhance_volume", "mask_volume", "resolve"]
 
