@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata as package_metadata
 from pathlib import Path
 
 from bmex_bids import __version__
@@ -253,6 +252,8 @@ def _description(raw: Path) -> dict[str, object]:
 
 def _generator() -> dict[str, object]:
     """Return who made the dataset: program, version, where its code is, and the container."""
+    from importlib import metadata as package_metadata  # takes a while, and --help does not need it
+
     generator: dict[str, object] = {"Name": "bmex", "Version": __version__}
     try:
         urls = package_metadata.metadata("bmex-bids").get_all("Project-URL") or []
