@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import tomllib
@@ -20,6 +21,7 @@ __all__ = ["Options", "parse_memory", "parse_options", "to_toml"]
 
 STAGE_NAMES = ("fetal", *(stage for stage, _, _ in STAGES))
 USAGE = "bmex bids_dir output_dir {participant,group} [options]"
+PLACES = ("bids_dir", "output_dir", "analysis_level")
 EPILOG = """\
 examples:
   bmex /data/bids /data/out participant --participant-label 01 02
@@ -76,12 +78,12 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     parser = _parser()
     values = argparse.Namespace()
     config = _config_file(argv)
-    if config is not None:
-        _apply_config(parser, config, values)
+    places = {} if config is None else _apply_config(parser, config, values)
     parser.parse_args(argv, namespace=values)
     given: dict[str, Any] = vars(values)
     given.pop("config_file")
-    missing = [name for name in ("bids_dir", "output_dir", "analysis_level") if name not in given]
+    given |= {name: given[name] or places.get(name) for name in PLACES}
+    missing = [name for name in PLACES if given[name] is None]
     if missing:
         parser.error(
             f"{', '.join(missing)} missing; write 'bmex bids_dir output_dir participant' first and "
@@ -211,20 +213,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    # SUPPRESS keeps what the configuration file said where the command line says nothing.
-    for name, meaning, choices in (
-        ("bids_dir", "root of the raw BIDS dataset", None),
-        ("output_dir", "root of the output dataset", None),
-        ("analysis_level", "enhance each run, or summarise all of them", ("participant", "group")),
-    ):
-        parser.add_argument(
-            name,
-            nargs="?",
-            default=argparse.SUPPRESS,
-            type=str if choices else _path,
-            choices=choices,
-            help=meaning,
-        )
+    # Optional here, because a configuration file may name them.
+    add_place = functools.partial(parser.add_argument, nargs="?")
+    add_place("bids_dir", type=_path, help="root of the raw BIDS dataset")
+    add_place("output_dir", type=_path, help="root of the output dataset")
+    levels = ["participant", "group"]
+    add_place("analysis_level", choices=levels, help="enhance each run, or summarise all of them")
     _add_input(parser.add_argument_group("which images"))
     _add_model(parser.add_argument_group("age and model"))
     _add_output(parser.add_argument_group("what to do"))
@@ -349,14 +343,19 @@ def _config_file(argv: Sequence[str] | None) -> Path | None:
     return found if isinstance(found, Path) else None
 
 
-def _apply_config(parser: argparse.ArgumentParser, path: Path, values: argparse.Namespace) -> None:
-    """Read the TOML through the parser itself, so that the same checks apply to its values."""
+def _apply_config(
+    parser: argparse.ArgumentParser, path: Path, values: argparse.Namespace
+) -> dict[str, object]:
+    """Read the TOML through the parser itself, so that the same checks apply to its values.
+
+    The options go into ``values``; directories and level are returned.
+    """
     try:
         content: Mapping[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         parser.error(f"--config-file {path}: {error}")
     known = {field.name for field in dataclasses.fields(Options)}
-    positionals: list[str] = []
+    places: dict[str, object] = {}
     tokens: list[str] = []
     for key, value in content.items():
         name = key.replace("-", "_")
@@ -364,14 +363,14 @@ def _apply_config(parser: argparse.ArgumentParser, path: Path, values: argparse.
             close = difflib.get_close_matches(name, sorted(known), 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             parser.error(f"--config-file {path}: unknown option '{key}'{hint}")
-        if name in ("bids_dir", "output_dir", "analysis_level"):
-            positionals.append(name)
-            values.__dict__[name] = _path(str(value)) if name.endswith("dir") else str(value)
+        if name in PLACES:
+            places[name] = _path(str(value)) if name.endswith("_dir") else value
         else:
             tokens += _tokens(parser, path, name, value)
-    if values.__dict__.get("analysis_level", "group") not in ("participant", "group"):
+    if places.get("analysis_level", "group") not in ("participant", "group"):
         parser.error(f"--config-file {path}: analysis_level has to be participant or group")
     parser.parse_args(tokens, namespace=values)
+    return places
 
 
 def _tokens(parser: argparse.ArgumentParser, path: Path, name: str, value: object) -> list[str]:
@@ -384,7 +383,9 @@ def _tokens(parser: argparse.ArgumentParser, path: Path, name: str, value: objec
     if isinstance(value, bool):
         return [flag] if value else []
     if name == "verbose":
-        return [flag] * int(str(value))
+        if not isinstance(value, int):
+            parser.error(f"--config-file {path}: verbose has to be a number")
+        return [flag] * value
     if isinstance(value, list):
         return [flag, *map(str, value)] if value else []
     return [f"{flag}={value}"]

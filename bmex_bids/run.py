@@ -161,6 +161,7 @@ def _settings(options: Options) -> Settings:
         high_res=options.high_res,
         uncertainty=options.uncertainty,
         seed=options.seed,
+        model_set=options.model_set,
     )
 
 
