@@ -1,0 +1,23 @@
+#!/bin/sh
+# Installs bmex with all it needs into /opt/bmex: the common part of Dockerfile and singularity.def.
+# usage: install.sh SOURCE TORCH [TORCH_INDEX_URL]
+set -eu
+source=$1 torch=$2 index=${3:-}
+
+python3.11 -m venv /opt/bmex
+install() {
+    /opt/bmex/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
+        --constraint /tmp/constraints.txt "$@"
+}
+# PyTorch comes first and as asked for: which build it is (CPU, CUDA) is no matter of the others.
+grep -v '^torch==' "$source/constraints.txt" >/tmp/constraints.txt
+install ${index:+--extra-index-url "$index"} "$torch"
+install "$source[validator,demo]"
+rm /tmp/constraints.txt
+
+# Caches that libraries would make in a home that may not be there. They are writable for anybody
+# where the file system is; where it is read-only they are complete as they are.
+mkdir -p /opt/cache/templateflow /opt/cache/matplotlib
+export TEMPLATEFLOW_HOME=/opt/cache/templateflow MPLCONFIGDIR=/opt/cache/matplotlib NO_ET=1
+/opt/bmex/bin/python -c 'import templateflow, matplotlib.font_manager'
+chmod -R a+rwX /opt/cache
