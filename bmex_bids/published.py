@@ -36,7 +36,7 @@ SCALES: dict[str, tuple[float | None, float]] = {
     "18": (514, 458),
     "24": (341, 367),
 }
-MASK_SCALE = 0.04  # the mask network takes that scale divided by 10,000
+MASK_SCALE = 1e-4  # the mask network takes the image divided by 10,000
 FETAL_AGES = (-9.2, 0.0)  # months after birth
 
 

@@ -62,7 +62,8 @@ class ModelRecord:
         source: where they come from, with a DOI where there is one.
         training: what they were trained on, and what was kept out.
         reference: ``{"TissueMeans": ..., "Edges": ..., "Density": ...}`` on the common scale.
-        scale: value that the brain's median has in the network's input.
+        scale: of the network's input. To enhance: the value that the brain's median gets. Brain
+            mask: what the image is multiplied by, 1 for the network's own normalisation.
         directory: folder that models.json lay in.
     """
 

@@ -36,6 +36,7 @@ def test_every_published_file_has_its_stage_grid_and_ages() -> None:
     assert records["BMEX-Month3-T1-model.pt"].ages_months == (2, 5)
     assert records["BMEX-Month24-T2-model.pt"].ages_months == (21, 1200)
     assert records[MASK].architecture["width"] == 32 and records[MASK].grid_mm == 1.6
+    assert records[MASK].scale == 1 / 10_000
     assert "BMEX-Fetal-T1-model.pt" not in records
 
 
