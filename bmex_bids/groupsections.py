@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bmex_bids import groupstats as gs
 from bmex_bids import plots
+from bmex_bids.measures import number_text
 
 __all__ = ["UNKNOWN_SITE", "GroupRun", "suffix_sections"]
 
@@ -289,7 +290,7 @@ def _outliers(runs: Sequence[GroupRun]) -> dict[str, Any]:
             for i, value, z in zip(members, values, gs.robust_z(values), strict=True):
                 if abs(z) > OUTLIER_Z:
                     item = {"name": runs[i].name, "link": runs[i].link, "measure": label}
-                    items.append(item | {"value": f"{value:.3g}", "z": z, "group": group})
+                    items.append(item | {"value": number_text(value), "z": z, "group": group})
     items.sort(key=lambda item: -abs(float(item["z"])))
     words = [
         f"Robust z beyond {OUTLIER_Z} among the runs of the same stage "

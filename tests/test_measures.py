@@ -1,0 +1,41 @@
+import math
+
+import pytest
+
+from bmex_bids.measures import column_description, number_text, table_rows
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after", "verdict"),
+    [
+        ("TCT", 2.0, 2.5, "better"),
+        ("TCT", 2.5, 2.0, "worse"),
+        ("TCT", 2.0, 2.01, "unchanged"),
+        ("CJV", 0.5, 0.4, "better"),
+        ("HistogramDistance", 0.01, 0.02, "worse"),
+    ],
+)
+def test_verdict(key: str, before: float, after: float, verdict: str) -> None:
+    (row,) = table_rows({f"{key}Before": before, f"{key}After": after})
+    assert row["verdict"] == verdict and row["meaning"]
+
+
+def test_missing_values_and_unknown_measures() -> None:
+    rows = table_rows({"TCTBefore": None, "VolumeGM": 700.0, "DataConsistency": 0.02})
+    assert [(r["label"].split(" (")[0], r["before"], r["after"]) for r in rows] == [
+        ("Tissue contrast t-score", "n/a", "n/a"),
+        ("Volume of grey matter", "", "700 mL"),
+        ("Data Consistency", "", "0.0200"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2.5, "2.50"), (0.01234, "0.0123"), (1234.5, "1234"), (math.nan, "n/a")]
+)
+def test_number_text(value: float, text: str) -> None:
+    assert number_text(value) == text
+
+
+def test_column_description() -> None:
+    assert column_description("VolumeGM")["Units"] == "mL"
+    assert "Lower is better" in column_description("CJVAfter")["Description"]
