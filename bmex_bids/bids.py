@@ -205,7 +205,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def write_dataset_files(out: Path, raw: Path) -> None:
-    """Write the files at the root of the output dataset; existing equal files are left alone.
+    """Write the files at the root of the output dataset, those that are missing or out of date.
 
     Args:
         out: root of the output dataset, made when missing.
@@ -223,7 +223,8 @@ def write_dataset_files(out: Path, raw: Path) -> None:
     }
     for name, text in files.items():
         path = out / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        kept = name in (".bidsignore", "README")  # which people may have edited
+        if not path.exists() or (not kept and path.read_text(encoding="utf-8") != text):
             write_text(path, text)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bmex_bids import __version__
-from bmex_bids.bids import Job, output_stem, write_dataset_files, write_text
+from bmex_bids.bids import Job, output_stem, read_json, write_dataset_files, write_text
 from bmex_bids.jobs import (
     Outcome,
     attempt,
@@ -48,8 +48,8 @@ def run(options: Options) -> int:
         InputError: the input or the options cannot be used; nothing was started.
     """
     _check_paths(options)
+    jobs = plan_jobs(request_of(options)) if options.analysis_level == "participant" else []
     if options.dry_run:
-        jobs = plan_jobs(request_of(options))
         sys.stdout.write(format_plan(jobs))
         for job in jobs:
             for note in job.notes if job.wanted else ():
@@ -61,8 +61,7 @@ def run(options: Options) -> int:
             stack.enter_context(_logging(options))
         except OSError as error:
             raise InputError(explain(error, options.output_dir)) from error
-        level = _group if options.analysis_level == "group" else _participant
-        return level(options)
+        return _group(options) if options.analysis_level == "group" else _participant(options, jobs)
 
 
 def request_of(options: Options) -> Request:
@@ -91,9 +90,8 @@ def request_of(options: Options) -> Request:
     )
 
 
-def _participant(options: Options) -> int:
+def _participant(options: Options, jobs: Sequence[Job]) -> int:
     out = options.output_dir
-    jobs = plan_jobs(request_of(options))
     if not any(job.wanted for job in jobs):
         reasons = sorted({job.reason for job in jobs})
         raise InputError(
@@ -136,6 +134,8 @@ def _group(options: Options) -> int:
         return ()
 
     outcome = attempt("group", "", out, work)
+    if outcome.failed:
+        log.error("group: failed: %s", outcome.message)
     return 1 if outcome.failed else 0
 
 
@@ -317,20 +317,34 @@ def _check_paths(options: Options) -> None:
         raise InputError(
             f"output_dir is bids_dir ({raw}); choose another, e.g. {raw}/derivatives/bmex"
         )
-    if raw.is_relative_to(out) and options.analysis_level == "participant":
-        raise InputError(f"output_dir ({out}) contains bids_dir ({raw}); choose another")
     if work is not None and work.is_relative_to(raw):
         raise InputError(f"--work-dir ({work}) lies inside bids_dir ({raw}); choose another")
-    if options.dry_run:
-        return
     if options.analysis_level == "participant" and not raw.is_dir():
         raise InputError(f"{raw}: no such folder; give the root of a BIDS dataset")
+    _check_output(out)
+    if options.dry_run:
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
         raise InputError(explain(error, out)) from error
+
+
+def _check_output(out: Path) -> None:
+    """Refuse a directory that holds another dataset, whose files would be overwritten."""
+    try:
+        description = read_json(out / "dataset_description.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(str(error)) from error
+    made_by = description.get("GeneratedBy")
+    names = [str(item.get("Name")) for item in made_by] if isinstance(made_by, list) else []
+    if "bmex" not in names:
+        kind = f"made by {', '.join(names)}" if names else "that bmex did not make"
+        raise InputError(f"output_dir ({out}) holds a dataset {kind}; choose another folder")
 
 
 @contextmanager

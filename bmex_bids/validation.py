@@ -35,7 +35,8 @@ def validate(
     lines = _name_findings(root, participants, set(ignore)) + _deno_findings(root)
     if len(lines) > MOST_LINES:
         rest = len(lines) - MOST_LINES
-        lines = [*lines[:MOST_LINES], f"and {rest} more kinds; run bids-validator-deno on {root}"]
+        kinds = "1 more kind" if rest == 1 else f"{rest} more kinds"
+        lines = [*lines[:MOST_LINES], f"and {kinds}; run bids-validator-deno on {root}"]
     return lines
 
 
