@@ -46,7 +46,8 @@ class Image:
     @property
     def zooms(self) -> npt.NDArray[np.float64]:
         """Voxel size in mm along the three array axes, from the affine."""
-        return np.sqrt((self.affine[:3, :3] ** 2).sum(0))
+        zooms: npt.NDArray[np.float64] = np.sqrt((self.affine[:3, :3] ** 2).sum(0))
+        return zooms
 
 
 def load_image(path: Path) -> Image:

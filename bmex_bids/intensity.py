@@ -5,13 +5,30 @@ Every function takes arrays and returns arrays; none changes its input.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
+from scipy.stats import wasserstein_distance
 
-__all__ = ["brain_gain"]
+__all__ = [
+    "EDGES",
+    "anchors_to_reference",
+    "apply_anchors",
+    "bias_field",
+    "brain_gain",
+    "histogram",
+    "histogram_distance",
+    "tissue_medians",
+]
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+
+EDGES: npt.NDArray[np.float64] = np.linspace(0.0, 1000.0, 101)
+"""Bin edges of every stored histogram, on the common scale."""
 
 
 def brain_gain(volume: Array, mask: Mask) -> float:
@@ -36,3 +53,131 @@ def brain_gain(volume: Array, mask: Mask) -> float:
             f"the brain's median intensity is {median:g}; expected a magnitude image, above zero"
         )
     return 1.0 / median
+
+
+def bias_field(
+    volume: Array,
+    mask: Mask,
+    zooms: npt.NDArray[np.float64],
+    *,
+    spacing: float = 4.0,
+    iterations: tuple[int, ...] = (30, 30, 20),
+) -> Array:
+    """Multiplicative bias field by N4 (doi:10.1109/TMI.2010.2046908).
+
+    Estimated inside the mask on a shrunken image, evaluated at full resolution. Its geometric mean
+    in the mask is 1, so that dividing by it keeps the brain's overall intensity.
+
+    Args:
+        volume: (x, y, z) intensities.
+        mask: (x, y, z) brain.
+        zooms: (3,) voxel size in mm.
+        spacing: voxel size in mm of the shrunken image.
+        iterations: greatest number of iterations per level of the B-spline.
+
+    Returns:
+        (x, y, z) field, between 0.2 and 5; the image divided by it is corrected.
+    """
+    image = _sitk(np.maximum(volume, 0), zooms)
+    where = _sitk(mask.astype(np.uint8), zooms)
+    shrink = [max(int(round(spacing / float(z))), 1) for z in zooms]
+    factors = [min(s, max(n // 8, 1)) for s, n in zip(shrink, volume.shape, strict=True)]
+    small, inside = sitk.Shrink(image, factors), sitk.Shrink(where, factors)
+    if not sitk.GetArrayViewFromImage(inside).any():
+        return np.ones_like(volume)
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetMaximumNumberOfIterations(list(iterations))
+    corrector.SetConvergenceThreshold(1e-4)
+    corrector.Execute(small, inside)
+    log_field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image))
+    field = log_field.T.astype(np.float32)
+    field -= field[mask].mean()
+    return np.exp(np.clip(field, np.log(0.2), np.log(5.0)), dtype=np.float32)
+
+
+def _sitk(array: npt.NDArray[np.generic], zooms: npt.NDArray[np.float64]) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image.SetSpacing([float(z) for z in zooms])
+    return image
+
+
+def tissue_medians(volume: Array, probabilities: Array, *, sure: float = 0.8) -> dict[str, float]:
+    """Median intensity of the voxels that surely belong to each tissue.
+
+    Args:
+        volume: (x, y, z).
+        probabilities: (4, x, y, z) of background, CSF, GM, WM.
+        sure: least probability of a voxel that counts.
+
+    Returns:
+        ``CSF``, ``GM`` and ``WM``; tissues with fewer than 50 such voxels are left out.
+    """
+    medians = {}
+    for name, share in zip(("CSF", "GM", "WM"), probabilities[1:], strict=True):
+        chosen = volume[share > sure]
+        if chosen.size >= 50:
+            medians[name] = float(np.median(chosen))
+    return medians
+
+
+def anchors_to_reference(
+    found: Mapping[str, float], reference: Mapping[str, float]
+) -> list[tuple[float, float]]:
+    """Points of the map from an image's intensities to the common scale.
+
+    Zero stays zero; each tissue's intensity goes to the reference's; above the brightest tissue the
+    map goes on with the last slope. The map rises everywhere, so that it can be inverted: tissues
+    closer than 5% of the brightest, or in another order than in the reference, are merged.
+
+    Args:
+        found: tissue intensities of the image.
+        reference: tissue intensities of the stage's reference.
+
+    Returns:
+        (intensity, common scale) pairs in rising order, the first (0, 0).
+
+    Raises:
+        ValueError: no tissue is in both.
+    """
+    shared = sorted((found[k], reference[k]) for k in found if k in reference and found[k] > 0)
+    if not shared:
+        raise ValueError("no tissue was found whose intensity the reference knows")
+    top = shared[-1]
+    points: list[tuple[float, float]] = [top]
+    for given, wanted in reversed(shared[:-1]):
+        later = points[0]
+        if later[0] - given > 0.05 * top[0] and later[1] - wanted > 0.02 * top[1]:
+            points.insert(0, (given, wanted))
+    return [(0.0, 0.0), *points]
+
+
+def apply_anchors(volume: Array, anchors: list[tuple[float, float]]) -> Array:
+    """Map intensities piecewise linearly through the anchors, going on with the last slope."""
+    given = np.array([a for a, _ in anchors], np.float64)
+    wanted = np.array([b for _, b in anchors], np.float64)
+    slope = (wanted[-1] - wanted[-2]) / (given[-1] - given[-2])
+    far = max(float(volume.max(initial=0.0)), given[-1]) + 1.0
+    given = np.append(given, far)
+    wanted = np.append(wanted, wanted[-1] + slope * (far - given[-2]))
+    return np.interp(volume, given, wanted).astype(np.float32)
+
+
+def histogram(volume: Array, mask: Mask) -> npt.NDArray[np.float64]:
+    """Share of the mask's voxels per bin of :data:`EDGES`; what lies outside goes to the end bins."""
+    inside = np.clip(volume[mask], EDGES[0], EDGES[-1])
+    counts, _ = np.histogram(inside, EDGES)
+    return counts / max(int(counts.sum()), 1)
+
+
+def histogram_distance(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]
+) -> float:
+    """Wasserstein-1 distance of two histograms over :data:`EDGES`, in units of the common scale."""
+    centres = (EDGES[:-1] + EDGES[1:]) / 2
+    return float(wasserstein_distance(centres, centres, first, second))
+
+
+def smooth(volume: Array, zooms: npt.NDArray[np.float64], fwhm: float) -> Array:
+    """Gaussian filter with a full width at half maximum in mm."""
+    sigma = [fwhm / 2.3548 / float(z) for z in zooms]
+    return np.asarray(gaussian_filter(volume, sigma), np.float32)

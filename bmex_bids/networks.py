@@ -70,8 +70,8 @@ class UNet(nn.Module):
         inputs: channels of the input.
         outputs: channels of the output.
         widths: channels per level, from the half-size grid downwards.
-        thin: channels of the full-resolution branch; 0 leaves it out, so that the unfolded output of
-            the half-size grid is the result.
+        thin: channels of the full-resolution branch; 0 leaves it out, so that the unfolded output
+            of the half-size grid is the result.
         norm: ``"batch"``, ``"instance"`` or ``"none"`` inside the levels.
     """
 

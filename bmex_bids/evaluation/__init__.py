@@ -1,0 +1,1 @@
+"""Evaluation against clean references, and the demonstration."""

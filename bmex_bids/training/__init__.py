@@ -1,0 +1,1 @@
+"""Training: synthesis from label maps, degradations, losses, the training script."""

@@ -103,7 +103,8 @@ def gibbs(volume: Tensor, keep: float) -> Tensor:
         shape = [1, 1, 1]
         shape[axis] = -1
         spectrum = spectrum * (frequency <= 0.5 * keep).to(volume.dtype).view(shape)
-    return torch.fft.ifftn(spectrum).abs()
+    ringing: Tensor = torch.fft.ifftn(spectrum).abs()
+    return ringing
 
 
 def rician(volume: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
@@ -121,7 +122,8 @@ def thick_slices(volume: Tensor, axis: int, factor: float) -> Tensor:
     down = axis_matrix(size, start, factor, slices)
     up = axis_matrix(slices, -start / factor, 1 / factor, size)
     matrix = torch.from_numpy(np.ascontiguousarray(up @ down)).to(volume)
-    return torch.tensordot(matrix, volume, dims=([1], [axis])).movedim(0, axis).contiguous()
+    out: Tensor = torch.tensordot(matrix, volume, dims=([1], [axis]))
+    return out.movedim(0, axis).contiguous()
 
 
 def degrade(

@@ -1,4 +1,4 @@
-"""Label maps for the synthesis: loading, tissue classes, and which ones are kept out of training."""
+"""Label maps for the synthesis: loading, tissue classes, and which are kept out of training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-__all__ = ["HELD_OUT", "LabelMap", "LabelTable", "brain_of", "load_label_map", "load_table", "split"]
+__all__ = [
+    "HELD_OUT",
+    "LabelMap",
+    "LabelTable",
+    "brain_of",
+    "load_label_map",
+    "load_table",
+    "split",
+]
 
 HELD_OUT = ("head-16", "head-17", "head-18")
 """Label maps that no model is trained on."""

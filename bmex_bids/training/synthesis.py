@@ -120,7 +120,8 @@ def texture(
 def bias_field(shape: tuple[int, ...], strength: float, generator: torch.Generator) -> Tensor:
     """Smooth multiplicative field, ``exp`` of a random field with this standard deviation."""
     knots = torch.randn(1, 1, 4, 4, 4, generator=generator) * strength
-    return F.interpolate(knots, size=shape, mode="trilinear", align_corners=True)[0, 0].exp()
+    field = F.interpolate(knots, size=shape, mode="trilinear", align_corners=True)
+    return field[0, 0].exp()
 
 
 def _sampling_grid(

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from bmex_bids.brainmask import head_gain
 from bmex_bids.networks import TissueGuidedUNet, UNet
 from bmex_bids.training.losses import IGNORE, enhancement_loss, mask_loss, tissue_loss
 
@@ -29,7 +30,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "enhance": {
         "name": "TissueGuidedUNet",
         "tissue": {"widths": [24, 48, 72, 96], "thin": 0, "norm": "batch"},
-        "enhance": {"widths": [32, 64, 96, 128], "thin": 12, "norm": "none"},
+        "enhance": {"widths": [32, 64, 96, 128], "thin": 8, "norm": "none"},
     },
     "brainmask": {
         "name": "UNet",
@@ -92,19 +93,22 @@ def _patch(path: Path, kind: str, side: int, generator: torch.Generator) -> dict
     with safe_open(path, framework="pt") as sample:
         keys = list(sample.keys())
         shape = sample.get_slice("input").get_shape()
-        cut, pads = [], []
+        cut: list[slice] = []
+        pads: list[int] = []
         for size in shape:
             room = size - side
             low = int(torch.randint(0, max(room, 0) + 1, (1,), generator=generator))
             cut.append(slice(low, min(low + side, size)))
             pads = [0, max(-room, 0), *pads]
         out = {key: sample.get_slice(key)[cut[0], cut[1], cut[2]].float() for key in keys}
+        gain = head_gain(sample.get_tensor("input").float().numpy()) if kind == "brainmask" else 1.0
     flips = [a for a in range(3) if float(torch.rand(1, generator=generator)) < (0.5, 0.2, 0.2)[a]]
     for key, value in out.items():
         value = torch.nn.functional.pad(value, pads, value=0)
         out[key] = value.flip(flips) if flips else value
-    gain = math.exp(0.1 * float(torch.randn(1, generator=generator)))
-    out["input"] = out["input"] * gain
+    spread = 0.2 if kind == "brainmask" else 0.1
+    gain *= math.exp(spread * float(torch.randn(1, generator=generator)))
+    out["input"] = (out["input"] * gain).clamp(0, 4)
     if "target" in out:
         out["target"] = out["target"] * gain
     return out
@@ -125,7 +129,7 @@ def _batch(
 
 
 def _loss(
-    network: nn.Module, batch: dict[str, Tensor], settings: Settings
+    network: nn.Module, batch: dict[str, Tensor], settings: Settings, *, score: bool = True
 ) -> tuple[Tensor, dict[str, float]]:
     given = batch["input"][:, None].contiguous(memory_format=torch.channels_last_3d)
     brain = (batch["brain"] > 0).float()
@@ -146,10 +150,7 @@ def _loss(
         inside = brain[:, None]
         before = ((given - target).abs() * inside).sum()
         ratio = float(((enhanced - target).abs() * inside).sum() / before.clamp_min(1e-6))
-        known = batch["tissue"] != IGNORE
-        right = (scores.argmax(1) == batch["tissue"]) & known & (brain > 0)
-        count = (known & (brain > 0)).sum()
-        accuracy = float(right.sum() / count) if int(count) else float("nan")
+    accuracy = _accuracy(scores, batch["tissue"], brain) if score else float("nan")
     record = {
         "tissue": float(classes.detach()),
         "enhance": float(error.detach()),
@@ -157,6 +158,19 @@ def _loss(
         "hit": accuracy,
     }
     return classes + 10 * error, record
+
+
+def _running(average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+    """Exponential moving average whose memory grows with the run, up to about 330 steps."""
+    decay = min(0.997, (1 + float(count)) / (10 + float(count)))
+    return average + (1 - decay) * (new - average)
+
+
+def _accuracy(scores: Tensor, tissue: Tensor, brain: Tensor) -> float:
+    """Share of the brain's voxels of known class that are classified right; NaN without any."""
+    known = (tissue != IGNORE) & (brain > 0)
+    count = int(known.sum())
+    return float(((scores.argmax(1) == tissue) & known).sum()) / count if count else float("nan")
 
 
 def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) -> nn.Module:
@@ -179,9 +193,7 @@ def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) 
     generator = torch.Generator().manual_seed(settings.seed)
     network = build(ARCHITECTURES[settings.kind]).to(settings.device)
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.997), use_buffers=True
-    )
+    average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_running, use_buffers=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=1e-4)
     step, seconds = 0, 0.0
     checkpoint = out / "checkpoint.pt"
@@ -204,7 +216,8 @@ def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) 
         rate = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        loss, record = _loss(network, _batch(pool, settings, generator), settings)
+        batch = _batch(pool, settings, generator)
+        loss, record = _loss(network, batch, settings, score=step % 10 == 0)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

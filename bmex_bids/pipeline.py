@@ -1,0 +1,411 @@
+"""One image through the nine steps: load, brain mask, bias field, conform, normalise, classify and
+enhance, restore, measure; :mod:`bmex_bids.derivatives` then writes.
+
+The steps stand in :func:`enhance_run` in their order; each is a function of arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import distance_transform_edt
+
+from bmex_bids import __version__, intensity, metrics
+from bmex_bids.bids import Job
+from bmex_bids.brainmask import brain_mask, clean_mask
+from bmex_bids.derivatives import Result
+from bmex_bids.image import Image, ImageError, load_image
+from bmex_bids.inference import Compute, enhance_volume
+from bmex_bids.spatial import Grid, conform, model_grid, restore
+from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, load_network
+
+__all__ = ["Settings", "enhance_run"]
+
+Array = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+BRIGHTEST = 6.0  # of the brain's median; brighter voxels are clipped in the network's input
+BLEND_MM = 2.0  # the enhanced brain fades in over this distance inside the mask's border
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for every run.
+
+    Attributes:
+        compute: device, precision and memory limit.
+        models: every model that may be used.
+        measure_only: measure the input, write no enhanced image.
+        high_res: keep a copy on the model grid.
+        uncertainty: average over mirror images and keep the spread.
+        seed: of torch.
+        model_set: the set whose brain extraction is taken.
+    """
+
+    compute: Compute
+    models: tuple[ModelRecord, ...]
+    measure_only: bool = False
+    high_res: bool = False
+    uncertainty: bool = False
+    seed: int = 1
+    model_set: str = "bundled"
+
+
+@dataclass
+class _Clock:
+    """Seconds of each step, and word of it to whoever listens."""
+
+    tell: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.tell(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What the network gave, on the model grid and in the image's intensities."""
+
+    grid: Grid
+    probabilities: Array
+    change: Array
+    enhanced: Array
+    inside: Mask
+    uncertainty: Array | None
+
+
+def enhance_run(
+    job: Job, settings: Settings, progress: Callable[[str], None] = lambda text: None
+) -> Result:
+    """Enhance one image, or only measure it.
+
+    Args:
+        job: the image and every decision about it.
+        settings: what is the same for every run.
+        progress: told the name of each step as it starts.
+
+    Raises:
+        ImageError: the image cannot be used.
+        WeightsError: the model is missing or damaged.
+        MemoryError: the image needs more memory than allowed.
+    """
+    torch.manual_seed(settings.seed)
+    record = _record(settings.models, job.weights)
+    clock = _Clock(progress)
+    with clock.step("load"):
+        image = load_image(job.path)
+        volume, notes = _magnitude(image)
+    with clock.step("brain mask"):
+        mask, origin, mask_model = _find_brain(job, image, volume, settings)
+    with clock.step("bias field"):
+        bias = intensity.bias_field(volume, mask, image.zooms)
+        corrected = volume / bias
+    with clock.step("conform, normalise, classify and enhance"):
+        out = _apply_network(corrected, mask, image, record, settings)
+    with clock.step("restore"):
+        restored = np.where(mask, np.maximum(corrected + restore(out.change, out.grid), 0), 0)
+        restored = restored.astype(np.float32)
+        probabilities, labels = _tissues(out, mask)
+        anchors = _anchors(restored, probabilities, record)
+        enhanced = np.where(mask, intensity.apply_anchors(restored, anchors), 0)
+        enhanced = enhanced.astype(np.float32)
+        preproc = _whole_head(image.data, bias, restored - corrected, mask, image.zooms)
+    with clock.step("measure"):
+        numbers = _measure(image, volume, corrected, restored, enhanced, labels, mask)
+        histograms = _histograms(volume, enhanced, mask, record)
+        _distances(numbers, histograms)
+        flags = (*_flags(numbers, image, mask, origin), *notes)
+    provenance = _provenance(job, settings, record, mask_model, origin, bias, mask, anchors)
+    provenance["Seconds"] = clock.seconds
+    provenance["Notes"] = [*image.notes, *notes]
+    coarse = max(image.zooms) > 1.05 * record.grid_mm
+    keep = not settings.measure_only
+    slope = (anchors[-1][1] - anchors[-2][1]) / (anchors[-1][0] - anchors[-2][0])
+    if not keep:
+        numbers = {k: v for k, v in numbers.items() if "After" not in k and k not in _PAIRED}
+        histograms.pop("After", None)
+    return Result(
+        job=job,
+        image=image,
+        mask=mask,
+        labels=labels,
+        probabilities=probabilities,
+        enhanced=enhanced if keep else None,
+        preproc=preproc if keep else None,
+        high_res=_high_res(out, anchors) if keep and (settings.high_res or coarse) else None,
+        uncertainty=(
+            np.where(mask, restore(out.uncertainty, out.grid, order=1) * slope, 0).astype(
+                np.float32
+            )
+            if keep and out.uncertainty is not None
+            else None
+        ),
+        metrics=numbers,
+        histograms=histograms,
+        flags=tuple(flags),
+        provenance=provenance,
+    )
+
+
+_PAIRED = ("QualityIndex", "DataConsistency", "ResidualShare")
+
+
+def _record(models: Sequence[ModelRecord], name: str | None) -> ModelRecord:
+    for record in models:
+        if record.name == name:
+            return record
+    raise WeightsError(f"model {name!r} is not among {', '.join(r.name for r in models)}")
+
+
+def _magnitude(image: Image) -> tuple[Array, tuple[str, ...]]:
+    """The image as the steps need it: nothing below zero."""
+    low = float(image.data.min())
+    if low >= 0:
+        return image.data, ()
+    below = float((image.data < 0).mean())
+    if below < 0.02:
+        return np.maximum(image.data, 0), (f"{below:.2%} of the voxels were below zero: set to 0",)
+    raise ImageError(
+        f"{below:.0%} of the voxels are below zero (lowest {low:g}); expected a magnitude image. "
+        "Was it z-scored or is it a phase image? Give the original magnitude image"
+    )
+
+
+def _find_brain(
+    job: Job, image: Image, volume: Array, settings: Settings
+) -> tuple[Mask, str, ModelRecord | None]:
+    """The mask from the derivatives given, from the image itself, or from the network."""
+    if job.mask is not None:
+        given = load_image(job.mask)
+        if given.data.shape != volume.shape or not np.allclose(
+            given.affine, image.affine, atol=1e-2
+        ):
+            raise ImageError(
+                f"{job.mask.name}: brain mask of shape {given.data.shape} is not on the grid of "
+                f"{job.path.name} ({volume.shape}); resample it or leave --derivatives out"
+            )
+        return clean_mask(given.data > 0.5), f"derivatives ({job.mask.name})", None
+    record = find_mask_model(settings.models, model_set=settings.model_set)
+    mask, stripped = brain_mask(
+        volume,
+        image.affine,
+        load_network(record),
+        settings.compute,
+        grid_mm=record.grid_mm,
+        scale=None if record.scale == 1.0 else record.scale,
+    )
+    return mask, "input was already skull-stripped" if stripped else "network", record
+
+
+def _apply_network(
+    corrected: Array, mask: Mask, image: Image, record: ModelRecord, settings: Settings
+) -> _Output:
+    """Conform, normalise, classify and enhance; nothing is decided here."""
+    grid = model_grid(corrected.shape, image.affine, record.grid_mm, mask=mask)
+    inside = conform(mask.astype(np.float32), grid, order=1) > 0.5
+    conformed = np.where(inside, np.maximum(conform(corrected, grid), 0), 0).astype(np.float32)
+    gain = intensity.brain_gain(conformed, inside) * record.scale
+    given = np.minimum(conformed * gain, BRIGHTEST * record.scale).astype(np.float32)
+    probabilities, enhanced, spread = enhance_volume(
+        load_network(record), given, settings.compute, flips=settings.uncertainty
+    )
+    change = np.where(inside, (enhanced - given) / gain, 0).astype(np.float32)
+    return _Output(
+        grid=grid,
+        probabilities=probabilities,
+        change=change,
+        enhanced=np.maximum(conformed + change, 0) * inside,
+        inside=inside,
+        uncertainty=None if spread is None else (spread / gain).astype(np.float32),
+    )
+
+
+def _tissues(
+    out: _Output, mask: Mask
+) -> tuple[Array, npt.NDArray[np.uint8]]:
+    """Probabilities (3, x, y, z) of CSF, GM and WM and labels on the native grid."""
+    native = np.stack([restore(p, out.grid, order=1) for p in out.probabilities[1:]])
+    native = np.clip(native, 0, None) * mask
+    total = native.sum(0)
+    shares = native / np.where(total > 1e-6, total, 1)
+    labels = np.where(mask, shares.argmax(0) + 1, 0).astype(np.uint8)
+    return shares.astype(np.float32), labels
+
+
+def _anchors(
+    restored: Array, probabilities: Array, record: ModelRecord
+) -> list[tuple[float, float]]:
+    """Points of the map from the image's intensities to the common scale."""
+    reference = (record.reference or {}).get("TissueMeans")
+    background = 1 - probabilities.sum(0, keepdims=True)
+    found = intensity.tissue_medians(restored, np.concatenate((background, probabilities)))
+    if not reference or not found:
+        median = float(np.median(restored[restored > 0]))
+        return [(0.0, 0.0), (median, 300.0 if not reference else float(reference["GM"]))]
+    return intensity.anchors_to_reference(found, reference)
+
+
+def _whole_head(
+    data: Array, bias: Array, change: Array, mask: Mask, zooms: npt.NDArray[np.float64]
+) -> Array:
+    """The input with the change added inside the brain, fading out towards the mask's border.
+
+    The bias field is put back on the change, so that the image keeps its own field and voxels
+    outside the mask equal the input's.
+    """
+    fade = np.clip(distance_transform_edt(np.pad(mask, 1), zooms) / BLEND_MM, 0, 1)
+    fade = fade[1:-1, 1:-1, 1:-1].astype(np.float32)
+    blended = data + fade * change * bias
+    return np.where(mask, np.maximum(blended, 0), data).astype(np.float32)
+
+
+def _high_res(
+    out: _Output, anchors: list[tuple[float, float]]
+) -> tuple[Array, npt.NDArray[np.float64]]:
+    scaled = intensity.apply_anchors(out.enhanced.astype(np.float32), anchors) * out.inside
+    return scaled.astype(np.float32), out.grid.affine
+
+
+def _measure(
+    image: Image,
+    volume: Array,
+    corrected: Array,
+    restored: Array,
+    enhanced: Array,
+    labels: npt.NDArray[np.uint8],
+    mask: Mask,
+) -> dict[str, float]:
+    """Measures before (the input as it came) and after (the enhanced image), same labels."""
+    voxel = float(np.prod(image.zooms))
+    before, after = metrics.tct(volume, labels), metrics.tct(enhanced, labels)
+    coarse = [intensity.smooth(v * mask, image.zooms, 6.0) for v in (corrected, restored)]
+    scale = float(np.percentile(corrected[mask], 98))
+    residual = (restored - corrected)[mask]
+    return {
+        "TCTBefore": before,
+        "TCTBiasCorrected": metrics.tct(corrected, labels),
+        "TCTAfter": after,
+        "QualityIndex": metrics.quality_index(before, after),
+        "CNRBefore": metrics.cnr(volume, labels),
+        "CNRAfter": metrics.cnr(enhanced, labels),
+        "CJVBefore": metrics.cjv(volume, labels),
+        "CJVAfter": metrics.cjv(enhanced, labels),
+        "DataConsistency": metrics.data_consistency(coarse[0], coarse[1], mask),
+        "ResidualShare": float(np.sqrt((residual.astype(np.float64) ** 2).mean()) / scale),
+        "VolumeCSF": metrics.volume_ml(labels, metrics.CSF, voxel),
+        "VolumeGM": metrics.volume_ml(labels, metrics.GM, voxel),
+        "VolumeWM": metrics.volume_ml(labels, metrics.WM, voxel),
+        "VolumeBrainMask": float(mask.sum()) * voxel / 1000,
+    }
+
+
+def _histograms(
+    volume: Array, enhanced: Array, mask: Mask, record: ModelRecord
+) -> dict[str, list[float]]:
+    """Histograms on the common scale: the input with one factor, the result, the reference."""
+    reference = record.reference or {}
+    middle = float(reference.get("Median", 300.0))
+    before = volume * np.float32(middle * intensity.brain_gain(volume, mask))
+    found = {
+        "Edges": intensity.EDGES.tolist(),
+        "Before": intensity.histogram(before, mask).tolist(),
+        "After": intensity.histogram(enhanced, mask).tolist(),
+    }
+    if "Density" in reference:
+        found["Reference"] = [float(v) for v in reference["Density"]]
+    return found
+
+
+def _distances(numbers: dict[str, float], histograms: dict[str, list[float]]) -> None:
+    """Add the distances to the stage's reference; NaN where the model has none."""
+    reference = histograms.get("Reference")
+    for when in ("Before", "After"):
+        numbers[f"HistogramDistance{when}"] = (
+            intensity.histogram_distance(np.array(histograms[when]), np.array(reference))
+            if reference
+            else math.nan
+        )
+
+
+def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> list[str]:
+    """What a reader should look at before trusting the result."""
+    flags = []
+    if not numbers["TCTAfter"] > numbers["TCTBefore"]:
+        flags.append("tissue contrast (TCT) did not rise")
+    if numbers["ResidualShare"] > 0.15:
+        flags.append(
+            f"strong correction: the image changed by {numbers['ResidualShare']:.0%} of its bright "
+            "tissue's intensity; look at the residual before trusting fine detail"
+        )
+    if numbers["DataConsistency"] > 0.05:
+        flags.append("the result differs from the input at coarse scale, where it should not")
+    brain = numbers["VolumeBrainMask"]
+    if not 80 <= brain <= 2200:
+        flags.append(f"brain mask of {brain:.0f} mL: outside what a human brain can have")
+    parts = {k: numbers[f"Volume{k}"] / max(brain, 1e-6) for k in ("GM", "WM")}
+    if min(parts.values()) < 0.15 or max(parts.values()) > 0.75:
+        flags.append(f"unusual tissue shares: GM {parts['GM']:.0%}, WM {parts['WM']:.0%}")
+    if origin == "network":
+        faces = [mask.take(i, axis=a).any() for a in range(3) for i in (0, -1)]
+        if sum(bool(f) for f in faces) > 1:
+            flags.append("the brain mask touches the border of the image on more than one side")
+    if max(image.zooms) > 2:
+        flags.append(f"thick slices ({max(image.zooms):.1f} mm): fine detail is interpolated")
+    return flags
+
+
+def _provenance(
+    job: Job,
+    settings: Settings,
+    record: ModelRecord,
+    mask_model: ModelRecord | None,
+    origin: str,
+    bias: Array,
+    mask: Mask,
+    anchors: list[tuple[float, float]],
+) -> dict[str, Any]:
+    """How the result was made, as it goes into the sidecars."""
+    return {
+        "AgeMonths": job.age_months,
+        "AgeSource": job.age_source,
+        "AgeStage": job.stage,
+        "Model": {
+            "Name": record.name,
+            "Version": record.version,
+            "SHA256": record.sha256,
+            "Set": record.set,
+        },
+        "BrainMaskSource": origin,
+        "BrainMaskModel": None
+        if mask_model is None
+        else {"Name": mask_model.name, "SHA256": mask_model.sha256},
+        "Device": settings.compute.device,
+        "Precision": settings.compute.precision,
+        "Threads": torch.get_num_threads(),
+        "Seed": settings.seed,
+        "BiasField": {
+            "Method": "N4 (SimpleITK), inside the brain mask",
+            "MinimumInBrain": float(bias[mask].min()),
+            "MaximumInBrain": float(bias[mask].max()),
+        },
+        "IntensityScale": {
+            "Enhanced": "common scale of the age stage: bias-corrected, zero stays zero, the "
+            "medians of CSF, GM and WM are those of the stage's reference, piecewise linear "
+            "between them",
+            "Preproc": "the input's intensity scale with its own bias field; voxels outside the "
+            "brain mask equal the input's",
+            "Anchors": [list(pair) for pair in anchors],
+        },
+        "Version": __version__,
+    }
