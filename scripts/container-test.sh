@@ -41,16 +41,21 @@ python3 -m pip config list \
     | sed -nE "s/^(:env:|global)\.(cert|find-links|index-url|extra-index-url)='(.*)'$/\2 = \3/p" \
     | awk -F' = ' 'BEGIN { print "[global]" } !seen[$1]++' >"$work/pip.conf"
 mounts=(--volume "$work/pip.conf:/etc/pip.conf:ro")
+certificates=$(sed -n 's/^cert = //p' "$work/pip.conf")
+if test -n "$certificates"; then # not in its own place, which a package of the image may write
+    sed -i 's|^cert = .*|cert = /etc/pip-cert.pem|' "$work/pip.conf"
+    mounts+=(--volume "$certificates:/etc/pip-cert.pem:ro")
+fi
 while read -r path; do
     case $path in */simple) path=$(dirname "$path") ;; esac # its pages link to files beside it
-    if test -e "$path"; then mounts+=(--volume "$path:$path:ro"); fi
-done < <(grep -oE '(= | |file://)/[^ ]+' "$work/pip.conf" | sed 's/^[^/]*\/\/\//\//; s/^[= ]*//')
+    if test -d "$path"; then mounts+=(--volume "$path:$path:ro"); fi
+done < <(sed -n 's/^[a-z-]* = //p' "$work/pip.conf" | tr ' ' '\n' | sed 's|^file://||' | grep '^/')
 arguments=(--build-arg BASE_IMAGE=localhost/bmex-base)
 for name in TORCH TORCH_INDEX_URL; do
     if test -n "${!name:-}"; then arguments+=(--build-arg "$name=${!name}"); fi
 done
 started=$SECONDS
-buildah "${store[@]}" bud --quiet --format docker "${arguments[@]}" "${mounts[@]}" --tag localhost/bmex . \
+buildah "${store[@]}" bud --format docker "${arguments[@]}" "${mounts[@]}" --tag localhost/bmex . \
     >"$work/build.log" 2>&1 || { tail -40 "$work/build.log" >&2; exit 1; }
 echo "built in $((SECONDS - started)) s"
 container=$(buildah "${store[@]}" from localhost/bmex)
