@@ -163,7 +163,7 @@ def apply_anchors(volume: Array, anchors: list[tuple[float, float]]) -> Array:
 
 
 def histogram(volume: Array, mask: Mask) -> npt.NDArray[np.float64]:
-    """Share of the mask's voxels per bin of :data:`EDGES`; what lies outside goes to the end bins."""
+    """Share of the mask's voxels per bin of :data:`EDGES`; the end bins take what lies beyond."""
     inside = np.clip(volume[mask], EDGES[0], EDGES[-1])
     counts, _ = np.histogram(inside, EDGES)
     return counts / max(int(counts.sum()), 1)

@@ -152,7 +152,7 @@ def resample(volume: Array, matrices: tuple[Array, Array, Array]) -> Array:
 def conform(volume: Array, grid: Grid, *, order: int = 3) -> Array:
     """Resample an image to its model grid: (native x, y, z) -> ``grid.shape``."""
     turned = np.transpose(volume, grid.axes)
-    turned = np.flip(turned, [g for g in range(3) if grid.flips[g]])
+    turned = np.flip(turned, tuple(g for g in range(3) if grid.flips[g]))
     m = [
         axis_matrix(grid.native[g], grid.start[g], grid.step[g], grid.shape[g], order=order)
         for g in range(3)
@@ -173,5 +173,5 @@ def restore(volume: Array, grid: Grid, *, order: int = 3) -> Array:
         for g in range(3)
     ]
     turned = resample(volume, (m[0], m[1], m[2]))
-    turned = np.flip(turned, [g for g in range(3) if grid.flips[g]])
+    turned = np.flip(turned, tuple(g for g in range(3) if grid.flips[g]))
     return np.ascontiguousarray(np.transpose(turned, np.argsort(grid.axes)))

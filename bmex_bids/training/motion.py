@@ -101,8 +101,8 @@ def _rotated(volume: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
     return F.grid_sample(volume[None, None], grid, align_corners=True)[0, 0]
 
 
-def _ramp(size: int, millimetres: float, zoom: float, device: torch.device) -> Tensor:
-    frequency = torch.fft.fftfreq(size, device=device)
+def _ramp(frequency: Tensor, millimetres: float, zoom: float) -> Tensor:
+    """Phase ramp of a shift, at frequencies in cycles per voxel."""
     angle = -2 * math.pi * frequency * (millimetres / zoom)
     return torch.polar(torch.ones_like(angle), angle)
 
@@ -157,25 +157,21 @@ def corrupt(
         moved = _rotated(volume, zooms, pose[3:]).permute(order)
         angle = -2 * math.pi * places[:, None] * frequency[chosen][None, :]
         kernel = torch.polar(torch.ones_like(angle), angle)
-        kernel = kernel * _ramp_at(frequency[chosen], float(pose[axis]), float(zooms[axis]))
+        kernel = kernel * _ramp(frequency[chosen], float(pose[axis]), float(zooms[axis]))
         part = torch.matmul(moved.to(torch.complex64), kernel) if coil is None else torch.matmul(
             moved * coil, kernel
         )
         if float(pose[:3].abs().max()) > 0:
             part = torch.fft.fft2(part, dim=(0, 1))
             for place, real in enumerate(order[:2]):
-                ramp = _ramp(part.shape[place], float(pose[real]), float(zooms[real]), part.device)
+                across = torch.fft.fftfreq(part.shape[place], device=part.device)
+                ramp = _ramp(across, float(pose[real]), float(zooms[real]))
                 part = part * (ramp[:, None, None] if place == 0 else ramp[None, :, None])
             part = torch.fft.ifft2(part, dim=(0, 1))
         composite[..., chosen] = part
-    back = torch.fft.ifft(torch.fft.ifftshift(composite, dim=2), dim=2)
+    back: Tensor = torch.fft.ifft(torch.fft.ifftshift(composite, dim=2), dim=2)
     inverse = [order.index(a) for a in range(3)]
     return back.abs().permute(inverse).contiguous()
-
-
-def _ramp_at(frequency: Tensor, millimetres: float, zoom: float) -> Tensor:
-    angle = -2 * math.pi * frequency * (millimetres / zoom)
-    return torch.polar(torch.ones_like(angle), angle)
 
 
 def readout_blur(
@@ -197,4 +193,5 @@ def readout_blur(
     frequency = torch.fft.fftfreq(volume.shape[axis], device=volume.device)
     angle = -2 * math.pi * shift[..., None] * frequency
     spectrum = spectrum * torch.polar(torch.ones_like(angle), angle)
-    return torch.fft.ifftn(spectrum.movedim(-1, axis)).abs()
+    back: Tensor = torch.fft.ifftn(spectrum.movedim(-1, axis))
+    return back.abs()

@@ -146,7 +146,8 @@ def _sampling_grid(
                 0
             ].movedim(0, -1)
     half = torch.tensor([(n - 1) / 2 for n in source])
-    return (places / half).flip(-1)[None]
+    reading: Tensor = (places / half).flip(-1)[None]
+    return reading
 
 
 def synthesise(
