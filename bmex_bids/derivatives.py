@@ -247,10 +247,13 @@ def _common_fields(result: Result) -> dict[str, object]:
     """Return the fields that every sidecar of the run has."""
     source = source_uri(result.job)
     image = result.image
+    notes = result.provenance.get("Notes")
+    notes = [*(notes if isinstance(notes, list | tuple) else ()), *result.job.notes]
     return {
         "Sources": [source],
         "SpatialReference": source,
         **result.provenance,
+        "Notes": list(dict.fromkeys(notes)),
         "InputGrid": {
             "Shape": image.data.shape,
             "VoxelSize": [round(float(size), 4) for size in image.zooms],

@@ -32,6 +32,8 @@ OUTLIER_MEASURES = {
     "CJVAfter": "CJV after",
     "HistogramDistanceBefore": "histogram distance before",
     "HistogramDistanceAfter": "histogram distance after",
+    "ResidualShare": "size of the change",
+    "DataConsistency": "contradiction of the input",
     "VolumeCSF": "volume of CSF",
     "VolumeGM": "volume of GM",
     "VolumeWM": "volume of WM",
@@ -208,63 +210,93 @@ def _shares(runs: Sequence[GroupRun], grid: Floats | None) -> dict[str, Any]:
         }
     ages = np.array([run.age for run in known])
     labels = [run.site for run in known]
-    table, words = [], []
+    table, constant = [], []
     drawn: dict[str, tuple[float, float]] = {}
-    chance = None
+    chance, title = None, ""
     for name, before, after in _intensities(known, grid):
         both = np.isfinite(before) & np.isfinite(after)
         values = [np.where(both, v, math.nan) for v in (before, after)]
-        first, second = (gs.variance_shares(v, labels, ages) for v in values)
-        if first is None or second is None:
+        fixed = [gs.is_constant(v) for v in values]
+        if all(fixed):
+            constant.append(name)
             continue
-        table.append(_share_row(name, first, second))
-        if not drawn:
-            chance = first.chance
-            drawn["site\nalone"] = (first.site, second.site)
-            for title, key in (("age\nalone", "age"), ("age beyond\nsite", "age_beyond_site")):
-                pair = getattr(first, key), getattr(second, key)
-                if None not in pair:
-                    drawn[title] = pair
+        first, second = (
+            None if same else gs.variance_shares(v, labels, ages)
+            for v, same in zip(values, fixed, strict=True)
+        )
+        if first is None and second is None:
+            continue
+        table.append(_share_row(name, first, second, fixed))
+        if not drawn and first and second:
+            chance, title, drawn = first.chance, name, _share_bars(first, second)
+    words = []
+    if constant:
+        words.append(
+            f"{', '.join(constant)}: the same in every run, because the common scale is defined by "
+            "it; there is no variance to explain."
+        )
     if not table:
-        return {"words": ["Too few runs per site, before and after, to split the variance."]}
+        words.append("Too few runs per site, before and after, to split the variance.")
+        return {"words": words}
     words.append(
         "Eta squared of site should fall towards chance, (sites - 1) / (runs - 1), while the share "
         "of age should survive. 'Beyond' is what one explains when the other is known already: "
         "where sites differ in age, only these two can be told apart."
     )
-    if len(drawn) == 1:
+    if not any(run_age > -gs.MONTHS_TO_BIRTH for run_age in ages) or np.ptp(ages) == 0:
         words.append("The share of age cannot be computed: ages are missing or all the same.")
-    svg = plots.shares_svg(drawn, chance)
-    alt = "Explained variance of the median intensity, before and after"
-    return {"words": words, "svg": svg, "alt": alt, "table": table}
+    part: dict[str, Any] = {"words": words, "table": table}
+    if drawn:
+        part |= {"svg": plots.shares_svg(drawn, chance), "title": title}
+        part["alt"] = f"Explained variance of {title}, before and after"
+    return part
 
 
-def _share_row(name: str, first: gs.Shares, second: gs.Shares) -> dict[str, str]:
+def _share_bars(first: gs.Shares, second: gs.Shares) -> dict[str, tuple[float, float]]:
+    bars = {"site\nalone": (first.site, second.site)}
+    for title, key in (("age\nalone", "age"), ("age beyond\nsite", "age_beyond_site")):
+        pair = getattr(first, key), getattr(second, key)
+        if None not in pair:
+            bars[title] = pair
+    return bars
+
+
+def _share_row(
+    name: str, first: gs.Shares | None, second: gs.Shares | None, fixed: Sequence[bool]
+) -> dict[str, str]:
+    """Return one row of the table: each share before and after."""
+
+    def text(shares: gs.Shares | None, same: bool, key: str) -> str:
+        value = getattr(shares, key) if shares else None
+        return "no variance" if same else "n/a" if value is None else f"{value:.0%}"
+
     def pair(key: str) -> str:
-        values = getattr(first, key), getattr(second, key)
-        return " \N{RIGHTWARDS ARROW} ".join("n/a" if v is None else f"{v:.0%}" for v in values)
+        texts = [text(s, f, key) for s, f in zip((first, second), fixed, strict=True)]
+        return " \N{RIGHTWARDS ARROW} ".join(texts)
 
-    keys = ("site", "site_beyond_age", "age", "age_beyond_site")
-    row = {key: pair(key) for key in keys}
-    return row | {"name": name, "n": str(first.n), "chance": f"{first.chance:.0%}"}
+    known = first or second
+    row = {key: pair(key) for key in ("site", "site_beyond_age", "age", "age_beyond_site")}
+    row |= {"n": str(known.n), "chance": f"{known.chance:.0%}"} if known else {}
+    return row | {"name": name}
 
 
 def _intensities(runs: Sequence[GroupRun], grid: Floats | None) -> list[tuple[str, Floats, Floats]]:
-    """Return name, before and after of the brain's median and of the tissues' medians."""
+    """Return name, before and after of the brain's quartiles and of the tissues' medians."""
     found = []
     if grid is not None:
-        medians = []
-        for when in ("Before", "After"):
-            values = np.full(len(runs), math.nan)
-            has = [i for i, run in enumerate(runs) if when in run.histograms]
-            if has:
-                rows = np.stack([_on(grid, runs[i], when) for i in has])
-                values[has] = gs.median_intensity(grid, rows)
-            medians.append(values)
-        found.append(("Brain, median", medians[0], medians[1]))
+        has = {w: [i for i, r in enumerate(runs) if w in r.histograms] for w in ("Before", "After")}
+        rows = {w: [_on(grid, runs[i], w) for i in members] for w, members in has.items()}
+        for name, share in (("25th percentile", 0.25), ("median", 0.5), ("75th percentile", 0.75)):
+            pair = []
+            for when, members in has.items():
+                values = np.full(len(runs), math.nan)
+                if members:
+                    values[members] = gs.quantile(grid, np.stack(rows[when]), share)
+                pair.append(values)
+            found.append((f"Brain, {name}", pair[0], pair[1]))
     for tissue in ("CSF", "GM", "WM"):
-        pair = [_values(runs, f"Median{tissue}{when}") for when in ("Before", "After")]
-        found.append((f"{tissue}, median", pair[0], pair[1]))
+        before, after = (_values(runs, f"Median{tissue}{when}") for when in ("Before", "After"))
+        found.append((f"{tissue}, median", before, after))
     return found
 
 

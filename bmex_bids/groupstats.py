@@ -14,9 +14,10 @@ __all__ = [
     "cumulative",
     "densities_on",
     "eta_squared",
-    "median_intensity",
+    "is_constant",
     "paired_test",
     "pairwise_distances",
+    "quantile",
     "robust_z",
     "variance_shares",
 ]
@@ -159,11 +160,17 @@ def cumulative(grid: Floats, densities: Floats) -> Floats:
     return np.asarray(mass / np.maximum(mass[..., -1:], 1e-12))
 
 
-def median_intensity(grid: Floats, densities: Floats) -> Floats:
-    """Return the median of each of (runs, m) histograms, linear inside its bin."""
+def quantile(grid: Floats, densities: Floats, share: float) -> Floats:
+    """Return a quantile (share 0.5: the median) of each of (runs, m) histograms, linear in bins."""
     shares = cumulative(grid, densities)
-    medians = [np.interp(0.5, np.concatenate([[0.0], row]), grid) for row in shares]
-    return np.asarray(medians, float)
+    found = [np.interp(share, np.concatenate([[0.0], row]), grid) for row in shares]
+    return np.asarray(found, float)
+
+
+def is_constant(values: Floats) -> bool:
+    """Tell whether the known values spread by less than 0.1 % of their mean."""
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and float(known.std()) <= 1e-3 * abs(float(known.mean()))
 
 
 def pairwise_distances(grid: Floats, densities: Floats) -> Floats:

@@ -53,6 +53,14 @@ MEASURES = (
         "Distance between the mean of white and of grey matter, in units of their spread.",
     ),
     Measure(
+        "TCTBiasCorrected",
+        "TCT after bias correction alone",
+        "",
+        "",
+        "The part of the gain that the bias field explains, without any enhancement.",
+        paired=False,
+    ),
+    Measure(
         "CNR",
         "Contrast-to-noise ratio (CNR)",
         "",
@@ -84,6 +92,24 @@ MEASURES = (
         "near 0: the input was poor.",
         paired=False,
     ),
+    Measure(
+        "ResidualShare",
+        "Size of the change",
+        "",
+        "",
+        "Root mean square of the change in the brain, as a share of the bright tissue's intensity "
+        "(98th percentile). Large: look at the residual map before trusting fine detail.",
+        paired=False,
+    ),
+    Measure(
+        "DataConsistency",
+        "Contradiction of the input at coarse scale",
+        "",
+        "lower",
+        "Difference between input and result, both smoothed (6 mm), as a share of the input. "
+        "Noise and ghosts do not count; invented or lost structure does.",
+        paired=False,
+    ),
     *(
         Measure(
             f"Median{tissue}",
@@ -101,6 +127,7 @@ MEASURES = (
     Measure("VolumeCSF", "Volume of cerebrospinal fluid", "mL", "", "From the labels.", False),
     Measure("VolumeGM", "Volume of grey matter", "mL", "", "From the labels.", False),
     Measure("VolumeWM", "Volume of white matter", "mL", "", "From the labels.", False),
+    Measure("VolumeBrainMask", "Volume of the brain mask", "mL", "", "All tissues.", False),
 )
 
 

@@ -194,8 +194,10 @@ def _crashes(out: Path, subject: str) -> list[dict[str, str]]:
 def _run_context(out: Path, run: Run) -> dict[str, Any]:
     """Collect what the run's section shows."""
     content = run.content
-    flags = content.get("Flags")
-    notes = content.get("Notes")
+    flags, notes = (
+        [str(text) for text in texts] if isinstance(texts, list) else []
+        for texts in (content.get("Flags"), content.get("Notes"))
+    )
     folder = _figures_dir(out, run.entities["sub"])
     pictures = {}
     for desc in ("before", "after", "contours", "residual", "uncertainty", "histogram"):
@@ -209,8 +211,8 @@ def _run_context(out: Path, run: Run) -> dict[str, Any]:
         "title": run_title(run),
         "suffix": run.suffix,
         "measured_only": run.measured_only,
-        "flags": [str(flag) for flag in flags] if isinstance(flags, list) else [],
-        "notes": [str(note) for note in notes] if isinstance(notes, list) else [],
+        "flags": flags,
+        "notes": [note for note in notes if note not in flags],
         "facts": _facts(run),
         "measures": table_rows(_mapping(content.get("Metrics"))),
         "distances": _distances(run),
@@ -228,6 +230,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     scanner = [content.get(key) for key in ("Manufacturer", "ManufacturersModelName")]
     tesla = content.get("MagneticFieldStrength")
     scanner += [f"{tesla} T" if tesla else None, content.get("InstitutionName")]
+    mask_model = content.get("BrainMaskModel")
+    if isinstance(mask_model, Mapping):
+        mask_model = f"{mask_model.get('Name')} (SHA-256 {str(mask_model.get('SHA256'))[:12]}...)"
     seconds = _mapping(content.get("Seconds"))
     steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if _is_number(value))
     total = sum(value for value in seconds.values() if _is_number(value))
@@ -238,13 +243,13 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Model", f"{model.get('Name', 'n/a')}, version {model.get('Version', 'n/a')}"),
         ("Model set", str(model.get("Set", "n/a"))),
         ("SHA-256 of the weights", str(model.get("SHA256", "n/a"))),
-        ("Brain mask", _joined(content.get("BrainMaskSource"), content.get("BrainMaskModel"))),
+        ("Brain mask", _joined(content.get("BrainMaskSource"), mask_model)),
         ("Scanner", _joined(*scanner)),
         ("Input grid", f"{_times(shape)} voxels of {_times(sizes)} mm" if sizes and shape else ""),
         ("Device", _joined(content.get("Device"), content.get("Precision"))),
         ("Threads, seed", _joined(content.get("Threads"), content.get("Seed"))),
         ("Time", f"{total:.1f} s ({steps})" if steps else ""),
-        ("Made by", _made_by(content.get("GeneratedBy"))),
+        ("Made by", f"bmex {content['Version']}" if content.get("Version") else ""),
     ]
     return [(label, text) for label, text in facts if text]
 
@@ -262,7 +267,9 @@ def _assemble(path: Path, title: str, fragments: list[tuple[str, str, str]]) -> 
         sections = []
         for number, (anchor, heading, html) in enumerate(fragments):
             desc = f"part{number:04d}"
-            (folder / f"sub-page_desc-{desc}_T1w.html").write_text(html, encoding="utf-8")
+            # nireports reads with the encoding of the locale, so the fragments are plain ASCII.
+            ascii_html = html.encode("ascii", "xmlcharrefreplace")
+            (folder / f"sub-page_desc-{desc}_T1w.html").write_bytes(ascii_html)
             query = {"datatype": "figures", "desc": desc}
             part = {"name": anchor, "title": heading, "reportlets": [{"bids": query}]}
             sections.append(part)
@@ -315,14 +322,3 @@ def _joined(*values: object) -> str:
 
 def _times(values: object) -> str:
     return " x ".join(f"{v:g}" for v in values) if isinstance(values, list) else "?"
-
-
-def _made_by(value: object) -> str:
-    entries = value if isinstance(value, list) else [value]
-    texts = []
-    for entry in entries:
-        if isinstance(entry, Mapping):
-            texts.append(f"{entry.get('Name', 'bmex')} {entry.get('Version', '')}".strip())
-        elif entry:
-            texts.append(str(entry))
-    return ", ".join(texts)

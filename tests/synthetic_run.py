@@ -121,7 +121,8 @@ def _result(
             "IntensityScale": {"Enhanced": "1 is white matter.", "Preproc": "Input."},
             "Seconds": {"load": 0.5, "enhance": np.float64(2.0), "never": float("nan")},
             "Notes": [],
-            "GeneratedBy": "bmex 0.1.0",
+            "BrainMaskModel": {"Name": "mask-net", "SHA256": "cd" * 32},
+            "Version": "0.1.0",
         },
     )
 

@@ -133,6 +133,19 @@ def test_harmonisation_shows_in_the_numbers(tmp_path: Path) -> None:
     assert between[0] == pytest.approx(0.1, abs=0.02) and between[1] < 0.03
 
 
+def test_what_the_scale_makes_constant_is_said(tmp_path: Path) -> None:
+    same = {"Edges": EDGES.tolist(), "Before": density(0), "After": density(0)}
+    for number in range(8):
+        rng = np.random.default_rng(number)
+        medians = {"MedianGMBefore": 0.7 + 0.1 * (number % 2) + 0.01 * float(rng.normal())}
+        metrics = {"TCTBefore": 1.0, "TCTAfter": 2.0, "MedianGMAfter": 0.75} | medians
+        sidecar(tmp_path, number, site="AB"[number % 2], Metrics=metrics, Histograms=same)
+    group_report(tmp_path)
+    said = words(tmp_path)
+    assert "Brain, median, Brain, 75th percentile: the same in every run" in said
+    assert re.search(r"GM, median 8 \d+% . no variance", said)
+
+
 @pytest.mark.parametrize(
     ("count", "site", "expected"),
     [

@@ -99,6 +99,16 @@ def test_other_edges_keep_the_mass() -> None:
     np.testing.assert_allclose(moved, [0.25, 0.25, 0.25])
 
 
-def test_median_intensity() -> None:
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 1), (0.5, 1.5), (0.875, 2.5)])
+def test_quantile(share: float, expected: float) -> None:
     grid = np.array([0.0, 1, 2, 3])
-    np.testing.assert_allclose(gs.median_intensity(grid, np.array([[0.25, 0.5, 0.25]])), [1.5])
+    rows = np.array([[0.25, 0.5, 0.25]])
+    np.testing.assert_allclose(gs.quantile(grid, rows, share), [expected])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([300, 300.1, np.nan], True), ([300, 303], False), ([np.nan], False), ([0, 0], True)],
+)
+def test_is_constant(values: list[float], expected: bool) -> None:
+    assert gs.is_constant(np.array(values)) is expected

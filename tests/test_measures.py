@@ -21,11 +21,11 @@ def test_verdict(key: str, before: float, after: float, verdict: str) -> None:
 
 
 def test_missing_values_and_unknown_measures() -> None:
-    rows = table_rows({"TCTBefore": None, "VolumeGM": 700.0, "DataConsistency": 0.02})
+    rows = table_rows({"TCTBefore": None, "VolumeGM": 700.0, "GhostLevel": 0.02})
     assert [(r["label"].split(" (")[0], r["before"], r["after"]) for r in rows] == [
         ("Tissue contrast t-score", "n/a", "n/a"),
         ("Volume of grey matter", "", "700 mL"),
-        ("Data Consistency", "", "0.0200"),
+        ("Ghost Level", "", "0.0200"),
     ]
 
 

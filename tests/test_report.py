@@ -101,6 +101,7 @@ def test_page_is_complete_and_offline(tmp_path: Path) -> None:
         assert link.startswith("#") and link[1:] in page.ids
     wanted = ["8.0 years", "participants.tsv:age (years)", "bmex-24-T1w", SHA, "float32"]
     wanted += ["Quality index", "over-smoothed", "higher is better", "lower is better", "Copy"]
+    wanted += ["mask-net (SHA-256 cdcdcdcdcdcd...)", "bmex 0.1.0"]
     wanted += ["10.1038/s41551-024-01283-7", "10.1109/TMI.2010.2046908", "2.5 s"]
     for word in wanted:
         assert word in text, word
