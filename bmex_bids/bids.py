@@ -48,6 +48,8 @@ DESCRIPTIONS = {
     "the common intensity scale",
 }
 TISSUES = {0: "background", 1: "CSF", 2: "GM", 3: "WM"}
+# Written when a container is built, e.g. {"Type": "docker", "Tag": "bmex:0.1.0"}.
+CONTAINER_FILE = Path("/etc/bmex-container.json")
 BIDSIGNORE = "*.html\nlogs\nfigures\ngroup_*\n*_metrics.*\n"
 README = """\
 Enhanced structural brain MRI, written by bmex {version}
@@ -63,6 +65,18 @@ logs/                           settings, log and crash files of every start
 
 The JSON beside each image states where it comes from, how it was made and what was measured.
 Intensities of the enhanced images are estimates of a network. Not for diagnosis.
+"""
+CITATION = """\
+Please cite, beside bmex {version}:
+
+Sun Y, Wang L, Li G, Lin W, Wang L. A foundation model for enhancing magnetic resonance images and
+downstream segmentation, registration and diagnostic tasks. Nature Biomedical Engineering 9, 521-538
+(2025). doi:10.1038/s41551-024-01283-7
+
+Tustison NJ, et al. N4ITK: improved N3 bias correction. IEEE Transactions on Medical Imaging 29,
+1310-1320 (2010). doi:10.1109/TMI.2010.2046908
+
+The reports of the participants have a methods text with the versions and models that were used.
 """
 
 
@@ -216,6 +230,7 @@ def write_dataset_files(out: Path, raw: Path) -> None:
     files = {
         ".bidsignore": BIDSIGNORE,
         "README": README.format(version=__version__),
+        "logs/CITATION.md": CITATION.format(version=__version__),
         "descriptions.tsv": "desc_id\tdescription\n" + descriptions,
         "dseg.tsv": "index\tname\n" + tissues,
         "dataset_description.json": json.dumps(_description(raw), indent=2, ensure_ascii=False)
@@ -264,8 +279,8 @@ def _generator() -> dict[str, object]:
         label, _, url = entry.partition(", ")
         if label.lower() in ("source", "repository", "homepage"):
             generator["CodeURL"] = url
-    if Path("/.singularity.d").exists():
-        generator["Container"] = {"Type": "singularity", "Tag": f"bmex:{__version__}"}
-    elif Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
-        generator["Container"] = {"Type": "docker", "Tag": f"bmex:{__version__}"}
+    try:
+        generator["Container"] = read_json(CONTAINER_FILE)
+    except (OSError, ValueError):
+        pass  # not in a container of ours
     return generator

@@ -125,6 +125,16 @@ def test_dataset_files(tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
+def test_the_container_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = {"Type": "docker", "Tag": "bmex:1"}
+    bids.write_json(tmp_path / "container.json", container)
+    for name, expected in (("none.json", None), ("container.json", container)):
+        monkeypatch.setattr(bids, "CONTAINER_FILE", tmp_path / name)
+        bids.write_dataset_files(tmp_path / "out", tmp_path)
+        description = bids.read_json(tmp_path / "out" / "dataset_description.json")
+        assert description["GeneratedBy"][0].get("Container") == expected  # type: ignore[index]
+
+
 def test_many_writers_of_the_root_files(tmp_path: Path) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     raw.mkdir()
