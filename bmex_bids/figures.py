@@ -41,9 +41,11 @@ CONVENTION = "Neurological convention: the patient's left is on the left"
 # Told apart by their lightness too, so also without colour vision (Okabe and Ito's palette).
 TISSUE_COLOURS = {"CSF": "#56B4E9", "GM": "#D55E00", "WM": "#F0E442"}
 MASK_COLOUR = "#FFFFFF"
+# Colours of a map: odd, so that no change is exactly the middle; with 56 greys they fit a palette.
+LEVELS = 199
 LIGHT, DARK = "#F2F2F2", "#111111"  # ink on black and on white pictures
 WIDTH, GAP, HEADER, FOOTER = 1600, 4, 40, 40  # pixels
-MARGIN_MM = 12.0  # of head shown around the brain
+MARGIN = 0.07  # of the brain's longest side: head shown around it
 # Axis cut, axes across and up, where to cut (share of the brain's extent), ends of the axis across.
 VIEWS = (
     ("z", 2, 0, 1, (0.22, 0.36, 0.5, 0.64, 0.8), ("L", "R")),
@@ -100,7 +102,8 @@ def plan_montage(mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64]) -
     for axis in range(3):
         inside = np.flatnonzero(ras.any(axis=tuple(a for a in range(3) if a != axis)))
         bounds.append((int(inside[0]), int(inside[-1]) + 1))
-    margins = [int(round(MARGIN_MM / zoom)) for zoom in zooms]
+    longest = max((high - low) * zoom for (low, high), zoom in zip(bounds, zooms, strict=True))
+    margins = [int(round(MARGIN * longest / zoom)) for zoom in zooms]
     crop = tuple(
         slice(max(0, low - margin), min(size, high + margin))
         for (low, high), margin, size in zip(bounds, margins, ras.shape, strict=True)
@@ -175,7 +178,7 @@ def anatomy_png(
     figure, _ = _canvas(montage, title, LIGHT)
     _footer(figure, montage, f"Window {window[0]:.4g} to {window[1]:.4g}, {note}", LIGHT)
     picture = _coloured(montage_image(volume, montage, fill=window[0]), "gray", window)
-    _save(path, figure, picture, "L")
+    _save(path, figure, picture, "gray")
 
 
 def contours_png(
@@ -228,8 +231,8 @@ def residual_png(
     _footer(figure, montage, "", DARK)
     ticks = [-limit, -limit / 2, 0, limit / 2, limit]
     _colour_bar(figure, montage, "RdBu_r", ticks, unit, DARK)
-    picture = _coloured(montage_image(residual, montage), "RdBu_r", (-limit, limit))
-    _save(path, figure, picture)
+    picture = _coloured(montage_image(residual, montage), "RdBu_r", (-limit, limit), LEVELS)
+    _save(path, figure, picture, "RdBu_r")
 
 
 def uncertainty_png(
@@ -242,7 +245,8 @@ def uncertainty_png(
     _footer(figure, montage, "", LIGHT)
     ticks = [0, limit / 2, limit]
     _colour_bar(figure, montage, "inferno", ticks, "standard deviation, common scale", LIGHT)
-    _save(path, figure, _coloured(montage_image(uncertainty, montage), "inferno", (0, limit)))
+    picture = _coloured(montage_image(uncertainty, montage), "inferno", (0, limit), LEVELS)
+    _save(path, figure, picture, "inferno")
 
 
 def _height(montage: Montage) -> int:
@@ -312,17 +316,22 @@ def _outline(
         axes.contour(picture, levels=[0.5], colors=[colour], linewidths=width)
 
 
-def _coloured(picture: Array, colours: str, window: tuple[float, float]) -> npt.NDArray[np.uint8]:
+def _coloured(
+    picture: Array, colours: str, window: tuple[float, float], levels: int = 256
+) -> npt.NDArray[np.uint8]:
     """Return (height, width, 4) uint8 colours of a picture in its intensity window."""
     from matplotlib import colormaps
 
-    table = colormaps[colours](np.arange(256), bytes=True)
+    table = colormaps[colours](np.linspace(0, 1, levels), bytes=True)
     span = (picture - window[0]) / (window[1] - window[0])
-    return np.asarray(table[(np.clip(span, 0, 1) * 255).round().astype(np.uint8)])
+    return np.asarray(table[(np.clip(span, 0, 1) * (levels - 1)).round().astype(np.uint8)])
 
 
-def _save(path: Path, figure: Figure, picture: npt.NDArray[np.uint8], mode: str = "RGB") -> None:
-    """Lay the figure over the picture and write both as one PNG."""
+def _save(path: Path, figure: Figure, picture: npt.NDArray[np.uint8], colours: str = "") -> None:
+    """Lay the figure over the picture and write both as one PNG.
+
+    ``colours`` "gray" or another map of the picture makes the file small; "" keeps every colour.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image as Pillow
 
@@ -331,7 +340,21 @@ def _save(path: Path, figure: Figure, picture: npt.NDArray[np.uint8], mode: str 
     lines = Pillow.fromarray(np.asarray(canvas.buffer_rgba()))
     page = Pillow.new("RGBA", lines.size, tuple(int(v) for v in picture[0, 0]))
     page.paste(Pillow.fromarray(picture), (0, HEADER))
+    whole = Pillow.alpha_composite(page, lines).convert("L" if colours == "gray" else "RGB")
+    if colours not in ("", "gray"):
+        palette = Pillow.new("P", (1, 1))
+        palette.putpalette(_palette(colours))
+        whole = whole.quantize(palette=palette, dither=Pillow.Dither.NONE)
     stream = io.BytesIO()
-    Pillow.alpha_composite(page, lines).convert(mode).save(stream, "PNG", compress_level=6)
+    whole.save(stream, "PNG", compress_level=6)
     with atomic_path(path) as temporary:
         temporary.write_bytes(stream.getvalue())
+
+
+def _palette(colours: str) -> list[int]:
+    """Return 256 colours, three numbers each: those of a map, and greys for text and lines."""
+    from matplotlib import colormaps
+
+    table = colormaps[colours](np.linspace(0, 1, LEVELS), bytes=True)[:, :3]
+    greys = np.linspace(0, 255, 256 - LEVELS).round().astype(np.uint8)
+    return [int(v) for v in np.vstack([table, np.repeat(greys[:, None], 3, axis=1)]).ravel()]

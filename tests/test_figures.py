@@ -104,7 +104,7 @@ def test_pictures_are_written_whole(tmp_path: Path) -> None:
         with Pillow.open(path) as picture:
             assert picture.width == figures.WIDTH
             modes.append(picture.mode)
-    assert modes == ["L", "RGB", "RGB", "RGB"]
+    assert modes == ["L", "RGB", "P", "P"]
 
 
 def test_picture_shows_the_window(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_residual_is_red_where_brighter_and_blue_where_darker(tmp_path: Path) ->
     path = tmp_path / "r.png"
     figures.residual_png(path, 5 * (volume - 9.5), mask, montage, title="", unit="%")
     with Pillow.open(path) as picture:
-        pixels = np.asarray(picture).astype(int)
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
     tile = montage.tiles[0]
     row = figures.HEADER + tile.top + tile.height // 4
     left = pixels[row, tile.left + tile.width // 4]
