@@ -253,9 +253,9 @@ def _places(root: Path, entities: Mapping[str, str], image: Path) -> Iterator[tu
     yield here / "anat" / f"{prefix}_scans.tsv", scan
     if session:
         yield root / subject / f"{subject}_scans.tsv", scan
-        yield root / subject / f"{subject}_sessions.tsv", session
-        yield root / "sessions.tsv", session
-    yield root / "participants.tsv", entities["sub"]
+        yield root / subject / f"{subject}_sessions.tsv", f"ses-{session}"
+        yield root / "sessions.tsv", f"ses-{session}"
+    yield root / "participants.tsv", subject
 
 
 def _rows(

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,7 @@ def in_processes(
     """
     context = multiprocessing.get_context("spawn")
     waiting = deque(jobs)
-    running: dict[Connection, tuple[multiprocessing.process.BaseProcess, Job, float]] = {}
+    running: dict[Connection, tuple[SpawnProcess, Job, float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < nprocs:

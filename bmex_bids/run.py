@@ -6,17 +6,14 @@ import functools
 import logging
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmex_bids import __version__
-from bmex_bids.bids import Job, output_stem, read_json, write_dataset_files, write_text
+from bmex_bids.bids import Job, output_stem, write_dataset_files
 from bmex_bids.jobs import (
     Outcome,
     attempt,
@@ -27,8 +24,9 @@ from bmex_bids.jobs import (
     write_crash,
 )
 from bmex_bids.layout import InputError, Selection, read_filters
-from bmex_bids.options import Options, to_toml
+from bmex_bids.options import Options
 from bmex_bids.plan import Request, format_plan, plan_jobs
+from bmex_bids.start import check_paths, logging_to, scratch
 from bmex_bids.validation import validate
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ def run(options: Options) -> int:
     Raises:
         InputError: the input or the options cannot be used; nothing was started.
     """
-    _check_paths(options)
+    check_paths(options)
     jobs = plan_jobs(request_of(options)) if options.analysis_level == "participant" else []
     if options.dry_run:
         sys.stdout.write(format_plan(jobs))
@@ -57,8 +55,8 @@ def run(options: Options) -> int:
         return 0
     with ExitStack() as stack:
         try:
-            stack.enter_context(_scratch(options.work_dir))
-            stack.enter_context(_logging(options))
+            stack.enter_context(scratch(options.work_dir))
+            stack.enter_context(logging_to(options))
         except OSError as error:
             raise InputError(explain(error, options.output_dir)) from error
         return _group(options) if options.analysis_level == "group" else _participant(options, jobs)
@@ -308,87 +306,3 @@ def _summarise(
     for line in lines:
         print(line)
     return 1 if failures or missing else 0
-
-
-def _check_paths(options: Options) -> None:
-    """Refuse directories that would harm the input or cannot be used."""
-    raw, out, work = options.bids_dir, options.output_dir, options.work_dir
-    if out == raw:
-        raise InputError(
-            f"output_dir is bids_dir ({raw}); choose another, e.g. {raw}/derivatives/bmex"
-        )
-    if work is not None and work.is_relative_to(raw):
-        raise InputError(f"--work-dir ({work}) lies inside bids_dir ({raw}); choose another")
-    if options.analysis_level == "participant" and not raw.is_dir():
-        raise InputError(f"{raw}: no such folder; give the root of a BIDS dataset")
-    _check_output(out)
-    if options.dry_run:
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise InputError(explain(error, out)) from error
-
-
-def _check_output(out: Path) -> None:
-    """Refuse a directory that holds another dataset, whose files would be overwritten."""
-    try:
-        description = read_json(out / "dataset_description.json")
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError) as error:
-        raise InputError(str(error)) from error
-    made_by = description.get("GeneratedBy")
-    names = [str(item.get("Name")) for item in made_by] if isinstance(made_by, list) else []
-    if "bmex" not in names:
-        kind = f"made by {', '.join(names)}" if names else "that bmex did not make"
-        raise InputError(f"output_dir ({out}) holds a dataset {kind}; choose another folder")
-
-
-@contextmanager
-def _scratch(work_dir: Path | None) -> Iterator[None]:
-    """Point temporary files, and caches of a home that cannot be written, to one folder."""
-    with ExitStack() as stack:
-        if work_dir is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bmex-"))
-        else:
-            work_dir.mkdir(parents=True, exist_ok=True)
-            folder = str(work_dir)
-        before, before_folder = dict(os.environ), tempfile.tempdir
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
-        if not os.access(os.path.expanduser("~"), os.W_OK):
-            for name in ("MPLCONFIGDIR", "TEMPLATEFLOW_HOME", "XDG_CACHE_HOME"):
-                os.environ.setdefault(name, str(Path(folder, name.lower())))
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-            tempfile.tempdir = before_folder
-
-
-@contextmanager
-def _logging(options: Options) -> Iterator[None]:
-    """Log to the terminal and to logs/<UTC time>-<pid>.log; save the options beside it."""
-    folder = options.output_dir / "logs"
-    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
-    write_text(folder / f"{stem}.toml", to_toml(options))
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setLevel(logging.DEBUG if options.verbose else logging.INFO)
-    file = logging.FileHandler(folder / f"{stem}.log", encoding="utf-8")
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = log.level
-    log.setLevel(logging.DEBUG)
-    for handler in (terminal, file):
-        log.addHandler(handler)
-    log.info("bmex %s: %s -> %s", __version__, options.bids_dir, options.output_dir)
-    try:
-        yield
-    finally:
-        for handler in (terminal, file):
-            log.removeHandler(handler)
-            handler.close() if handler is file else None
-        log.setLevel(level)

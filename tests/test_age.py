@@ -270,7 +270,7 @@ def test_preterm_newborn_is_no_fetus(tmp_path: Path) -> None:
         ({"participants.tsv": "participant_id\tsex\nsub-01\tF\n"}, "a row for it without an age"),
         (
             {"participants.tsv": "participant_id\tage\nsub-02\t6\nsub-03\t7\n"},
-            "2 rows, none for 01",
+            "2 rows, none for sub-01",
         ),
         (
             {"participants.tsv": "participant_id\tage\nsub-02\t6\n"},

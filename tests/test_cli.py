@@ -19,6 +19,7 @@ from stubbed_app import Calls, install
 
 import bmex_bids
 from bmex_bids import run as run_module
+from bmex_bids import start as start_module
 from bmex_bids.cli import main
 from bmex_bids.plan import COLUMNS
 
@@ -300,10 +301,10 @@ def test_work_dir(bmex: Bmex, tmp_path: Path) -> None:
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(start_module.os, "access", lambda path, mode: False)
     monkeypatch.delenv("MPLCONFIGDIR", raising=False)
     monkeypatch.setenv("TEMPLATEFLOW_HOME", "/kept")
-    with run_module._scratch(tmp_path / "work"):
+    with start_module.scratch(tmp_path / "work"):
         assert os.environ["MPLCONFIGDIR"].startswith(str(tmp_path / "work"))
         assert os.environ["TEMPLATEFLOW_HOME"] == "/kept"
         assert tempfile.gettempdir() == str(tmp_path / "work")
@@ -422,11 +423,14 @@ def test_output_that_cannot_be_written(
     def refuse(*args: object, **options: object) -> None:
         raise OSError(code, os.strerror(code), str(tmp_path / "out"))
 
-    for name in ("tempfile.TemporaryFile", "write_text", "write_dataset_files"):
+    places = (
+        (start_module.tempfile, "TemporaryFile"),
+        (start_module, "write_text"),
+        (run_module, "write_dataset_files"),
+    )
+    for module, name in places:
         with monkeypatch.context() as patch:
-            patch.setattr(
-                run_module.tempfile if "." in name else run_module, name.split(".")[-1], refuse
-            )
+            patch.setattr(module, name, refuse)
             assert bmex() == 2
         assert said in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bmex_bids"
 LAYERS = (
     ("cli", "weights_cli"),
     ("run",),
+    ("start",),
     ("jobs", "options"),
     ("plan", "pipeline", "report", "group"),
     ("derivatives", "figures", "plots", "rendering", "groupsections", "groupstats", "measures"),
@@ -28,7 +29,19 @@ RANK = {module: rank for rank, modules in enumerate(LAYERS) for module in module
 ARRAYS = {"brainmask", "inference", "spatial", "intensity", "metrics", "networks"}
 BESIDE = {"training", "evaluation"}  # packages that use the array layers, and that no one uses
 # Imported by --help or by the plan, so these wait for what is slow.
-LIGHT = {"cli", "run", "jobs", "options", "plan", "layout", "validation", "age", "tables", "bids"}
+LIGHT = {
+    "cli",
+    "run",
+    "start",
+    "jobs",
+    "options",
+    "plan",
+    "layout",
+    "validation",
+    "age",
+    "tables",
+    "bids",
+}
 LIGHT |= {"__init__", "weights"}
 SLOW = {
     "torch",

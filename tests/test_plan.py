@@ -57,7 +57,7 @@ def test_a_plan(tmp_path: Path) -> None:
     assert (first.age_months, first.age_source) == (72, "participants.tsv:age (months)")
     assert "no weights for T2w at stage 24" in jobs[1].reason
     assert "T1w stage 24" in jobs[2].reason  # the stages there are
-    assert "participants.tsv has 2 rows, none for 03" in jobs[3].reason
+    assert "participants.tsv has 2 rows, none for sub-03" in jobs[3].reason
     assert all(job.wanted for job in jobs)
 
 
