@@ -94,3 +94,22 @@ for conditions in inside read_only; do
     "$conditions" bmex --version
     "$conditions" bmex-weights list
 done
+
+say "dataset"
+inside python -c '
+from pathlib import Path
+from bmex_bids.evaluation.demo import make_dataset, reference_brain
+make_dataset(Path("/bids"), reference_brain()[0])'
+
+for conditions in inside read_only; do
+    say "$conditions: one participant, then group"
+    out=/out/$conditions
+    "$conditions" bmex /bids "$out" participant --participant-label motion
+    "$conditions" bmex /bids "$out" group
+    anat=$work$out/sub-motion/anat
+    test -s "$anat/sub-motion_desc-enhanced_T1w.nii.gz"
+    test -s "$anat/sub-motion_desc-enhanced_T1w.json"
+    test -s "$work$out/sub-motion.html" && test -s "$work$out/group.html"
+    ls -l "$anat"
+done
+echo "1 passed, 0 failed"
