@@ -111,7 +111,21 @@ def _check_shape(path: Path, file: nib.Nifti1Image) -> tuple[int, int, int]:
             f"{path.name}: damaged or truncated file (the header claims {needed:,} bytes of "
             f"voxels, the file has {path.stat().st_size:,}); copy or convert it again"
         )
+    if path.suffix == ".gz":
+        _check_sum(path, needed + int(file.header["vox_offset"]))
     return shape[0], shape[1], shape[2]
+
+
+def _check_sum(path: Path, expected: int) -> None:
+    """Read a gzip file to its end, where its checksum is; a reader of voxels would stop before."""
+    read = 0
+    with gzip.open(path) as stream:
+        while block := stream.read(1 << 20):
+            read += len(block)
+            if read > expected + (64 << 20):
+                raise ImageError(
+                    f"{path.name}: holds far more than the {expected:,} bytes its header claims"
+                )
 
 
 def _check_affine(

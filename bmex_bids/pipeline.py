@@ -24,7 +24,7 @@ from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.derivatives import Result
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import Compute, enhance_volume
-from bmex_bids.spatial import Grid, conform, model_grid, restore
+from bmex_bids.spatial import Grid, conform, model_grid, onto_grid, restore
 from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, load_network
 
 __all__ = ["Settings", "enhance_run"]
@@ -123,12 +123,13 @@ def enhance_run(
         preproc = _whole_head(image.data, bias, restored - corrected, mask, image.zooms)
     with clock.step("measure"):
         numbers = _measure(image, volume, corrected, restored, enhanced, labels, mask)
-        histograms = _histograms(volume, enhanced, mask, record)
-        _distances(numbers, histograms)
+        scaled = _one_factor(volume, mask, record)
+        histograms = _histograms(scaled, enhanced, mask, record)
+        numbers |= _distances(histograms) | _medians(scaled, enhanced, labels)
         flags = (*_flags(numbers, image, mask, origin), *notes)
     provenance = _provenance(job, settings, record, mask_model, origin, bias, mask, anchors)
     provenance["Seconds"] = clock.seconds
-    provenance["Notes"] = [*image.notes, *notes]
+    provenance["Notes"] = [*job.notes, *image.notes, *notes]
     coarse = max(image.zooms) > 1.05 * record.grid_mm
     keep = not settings.measure_only
     slope = (anchors[-1][1] - anchors[-2][1]) / (anchors[-1][0] - anchors[-2][0])
@@ -188,14 +189,13 @@ def _find_brain(
     """The mask from the derivatives given, from the image itself, or from the network."""
     if job.mask is not None:
         given = load_image(job.mask)
-        if given.data.shape != volume.shape or not np.allclose(
-            given.affine, image.affine, atol=1e-2
-        ):
+        inside = onto_grid(given.data, given.affine, volume.shape, image.affine) > 0.5
+        if not inside.any():
             raise ImageError(
-                f"{job.mask.name}: brain mask of shape {given.data.shape} is not on the grid of "
-                f"{job.path.name} ({volume.shape}); resample it or leave --derivatives out"
+                f"{job.mask.name}: the brain mask does not overlap {job.path.name}; is it in "
+                "another space? Leave --derivatives out to have the brain found"
             )
-        return clean_mask(given.data > 0.5), f"derivatives ({job.mask.name})", None
+        return clean_mask(inside), f"derivatives ({job.mask.name})", None
     record = find_mask_model(settings.models, model_set=settings.model_set)
     mask, stripped = brain_mask(
         volume,
@@ -310,13 +310,17 @@ def _measure(
     }
 
 
+def _one_factor(volume: Array, mask: Mask, record: ModelRecord) -> Array:
+    """The input brought near the common scale by a single factor, the brain's median."""
+    middle = float((record.reference or {}).get("Median", 300.0))
+    return (volume * np.float32(middle * intensity.brain_gain(volume, mask))).astype(np.float32)
+
+
 def _histograms(
-    volume: Array, enhanced: Array, mask: Mask, record: ModelRecord
+    before: Array, enhanced: Array, mask: Mask, record: ModelRecord
 ) -> dict[str, list[float]]:
     """Histograms on the common scale: the input with one factor, the result, the reference."""
     reference = record.reference or {}
-    middle = float(reference.get("Median", 300.0))
-    before = volume * np.float32(middle * intensity.brain_gain(volume, mask))
     found = {
         "Edges": intensity.EDGES.tolist(),
         "Before": intensity.histogram(before, mask).tolist(),
@@ -327,15 +331,30 @@ def _histograms(
     return found
 
 
-def _distances(numbers: dict[str, float], histograms: dict[str, list[float]]) -> None:
-    """Add the distances to the stage's reference; NaN where the model has none."""
+def _distances(histograms: dict[str, list[float]]) -> dict[str, float]:
+    """Distances to the stage's reference; NaN where the model has none."""
     reference = histograms.get("Reference")
-    for when in ("Before", "After"):
-        numbers[f"HistogramDistance{when}"] = (
-            intensity.histogram_distance(np.array(histograms[when]), np.array(reference))
-            if reference
-            else math.nan
+    return {
+        f"HistogramDistance{when}": intensity.histogram_distance(
+            np.array(histograms[when]), np.array(reference)
         )
+        if reference
+        else math.nan
+        for when in ("Before", "After")
+    }
+
+
+def _medians(
+    before: Array, enhanced: Array, labels: npt.NDArray[np.uint8]
+) -> dict[str, float]:
+    """Median of each tissue near and on the common scale; NaN for a tissue that is missing."""
+    return {
+        f"Median{name}{when}": float(np.median(volume[labels == tissue]))
+        if (labels == tissue).any()
+        else math.nan
+        for when, volume in (("Before", before), ("After", enhanced))
+        for tissue, name in enumerate(("CSF", "GM", "WM"), 1)
+    }
 
 
 def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> list[str]:

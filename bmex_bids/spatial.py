@@ -14,8 +14,18 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import make_interp_spline
+from scipy.ndimage import affine_transform
 
-__all__ = ["Grid", "axis_matrix", "conform", "crop_to_mask", "model_grid", "resample", "restore"]
+__all__ = [
+    "Grid",
+    "axis_matrix",
+    "conform",
+    "crop_to_mask",
+    "model_grid",
+    "onto_grid",
+    "resample",
+    "restore",
+]
 
 Array = npt.NDArray[np.float32]
 
@@ -175,3 +185,24 @@ def restore(volume: Array, grid: Grid, *, order: int = 3) -> Array:
     turned = resample(volume, (m[0], m[1], m[2]))
     turned = np.flip(turned, tuple(g for g in range(3) if grid.flips[g]))
     return np.ascontiguousarray(np.transpose(turned, np.argsort(grid.axes)))
+
+
+def onto_grid(
+    volume: Array,
+    affine: npt.NDArray[np.float64],
+    shape: tuple[int, ...],
+    target: npt.NDArray[np.float64],
+) -> Array:
+    """Bring an image to any other grid in the same world space, linearly; 0 outside it.
+
+    Args:
+        volume: (x, y, z).
+        affine: (4, 4) of ``volume``.
+        shape: of the wanted grid.
+        target: (4, 4) of the wanted grid.
+    """
+    if volume.shape == tuple(shape) and np.allclose(affine, target, atol=1e-3):
+        return volume.copy()
+    step = np.linalg.inv(affine) @ target
+    moved = affine_transform(volume, step[:3, :3], step[:3, 3], output_shape=shape, order=1)
+    return np.asarray(moved, np.float32)

@@ -1,0 +1,85 @@
+"""Intensities: gains, anchors, histograms, bias field."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bmex_bids import intensity
+
+
+def test_brain_gain_takes_the_median_to_one() -> None:
+    volume = np.array([[[0, 2, 4, 6, 100]]], np.float32)
+    mask = volume > 0
+    assert intensity.brain_gain(volume, mask) == pytest.approx(1 / 5)
+    with pytest.raises(ValueError, match="empty"):
+        intensity.brain_gain(volume, volume > 1000)
+    with pytest.raises(ValueError, match="magnitude"):
+        intensity.brain_gain(-volume, mask)
+
+
+REFERENCE = {"CSF": 100.0, "GM": 300.0, "WM": 400.0}
+
+
+@pytest.mark.parametrize(
+    ("found", "anchors"),
+    [
+        ({"CSF": 20.0, "GM": 60.0, "WM": 80.0}, [(0, 0), (20, 100), (60, 300), (80, 400)]),
+        ({"GM": 60.0, "WM": 80.0}, [(0, 0), (60, 300), (80, 400)]),
+        # isointense tissues: merged into the brighter one
+        ({"CSF": 20.0, "GM": 79.0, "WM": 80.0}, [(0, 0), (20, 100), (80, 400)]),
+        # the other order than the reference: only the brightest stays
+        ({"GM": 80.0, "WM": 60.0}, [(0, 0), (80, 300)]),
+    ],
+)
+def test_anchors(found: dict[str, float], anchors: list[tuple[float, float]]) -> None:
+    made = intensity.anchors_to_reference(found, REFERENCE)
+    assert made == anchors
+    given, wanted = zip(*made, strict=True)
+    assert all(b > a for a, b in zip(given, given[1:], strict=False))
+    assert all(b > a for a, b in zip(wanted, wanted[1:], strict=False))
+
+
+def test_anchors_without_a_tissue() -> None:
+    with pytest.raises(ValueError, match="no tissue"):
+        intensity.anchors_to_reference({}, REFERENCE)
+
+
+def test_apply_anchors_goes_on_with_the_last_slope() -> None:
+    volume = np.array([0, 10, 60, 80, 100], np.float32)
+    mapped = intensity.apply_anchors(volume, [(0, 0), (60, 300), (80, 400)])
+    np.testing.assert_allclose(mapped, [0, 50, 300, 400, 500], rtol=1e-5)
+
+
+def test_histogram_and_distance() -> None:
+    volume = np.array([[[5, 15, 15, 2000]]], np.float32)
+    shares = intensity.histogram(volume, volume > 0)
+    assert shares[0] == 0.25
+    assert shares[1] == 0.5
+    assert shares[-1] == 0.25
+    first, second = np.zeros(100), np.zeros(100)
+    first[10] = second[30] = 1
+    assert intensity.histogram_distance(first, second) == pytest.approx(200)  # 20 bins of 10
+    assert intensity.histogram_distance(first, first) == 0
+
+
+def test_tissue_medians() -> None:
+    volume = np.concatenate([np.full(60, v, np.float32) for v in (0, 20, 60, 80)])
+    shares = np.kron(np.eye(4), np.ones(60)).astype(np.float32)
+    found = intensity.tissue_medians(volume, shares)
+    assert found == {"CSF": 20, "GM": 60, "WM": 80}
+    assert set(intensity.tissue_medians(volume, shares * 0.5)) == set()
+
+
+def test_bias_field_is_found() -> None:
+    shape = (48, 48, 48)
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, 48)] * 3, indexing="ij")
+    mask = x**2 + y**2 + z**2 < 0.8
+    tissue = np.where(np.sin(9 * x) * np.sin(9 * y) * np.sin(9 * z) > 0, 100, 60) * mask
+    field = np.exp(0.4 * x - 0.2 * y).astype(np.float32)
+    field /= np.exp(np.log(field[mask]).mean())
+    found = intensity.bias_field((tissue * field).astype(np.float32), mask, np.full(3, 2.0))
+    assert found.shape == shape
+    assert np.log(found[mask]).mean() == pytest.approx(0, abs=1e-3)
+    before = np.log(field[mask]).std()
+    assert np.log(found[mask] / field[mask]).std() < 0.35 * before

@@ -1,0 +1,264 @@
+"""Training: motion and degradations keep what they must, labels, and a run that resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bmex_bids.training import degrade, labels, losses, motion, synthesis, train
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+ZOOMS = torch.tensor([1.0, 1.5, 2.0])
+
+
+def phantom(shape: tuple[int, int, int] = (40, 36, 28)) -> torch.Tensor:
+    """A block that is not symmetric, away from the borders."""
+    volume = torch.zeros(shape)
+    volume[10:26, 9:25, 8:19] = 1.0
+    volume[14:18, 12:20, 10:16] = 0.5
+    return degrade.gaussian_smooth(volume, (1.0, 1.0, 1.0))
+
+
+def generator(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("kind", motion.KINDS)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_no_amplitude_is_the_identity(kind: str, axis: int) -> None:
+    volume = phantom()
+    moved = degrade.move(volume, ZOOMS, kind, 0.0, 0.4, generator(), axis=axis)
+    torch.testing.assert_close(moved, volume)
+
+
+@pytest.mark.parametrize("kind", motion.KINDS)
+def test_energy_is_kept(kind: str) -> None:
+    volume = phantom()
+    moved = degrade.move(volume, ZOOMS, kind, 2.0, 0.4, generator())
+    assert float((moved**2).sum() / (volume**2).sum()) == pytest.approx(1, abs=0.05)
+    assert not torch.allclose(moved, volume, atol=1e-3)
+
+
+def test_a_pose_that_never_changes_leaves_the_image_where_it_is() -> None:
+    volume = phantom()
+    position = torch.full((36,), 0.7)
+    moved = motion.corrupt(volume, ZOOMS, position, torch.tensor([3.0, 2, 1, 5, 4, 3]))
+    torch.testing.assert_close(moved, volume)
+
+
+@pytest.mark.parametrize("world", [0, 1, 2])
+def test_translation_is_in_millimetres(world: int) -> None:
+    """All lines but the centre's move: the image moves by the displacement over the voxel size."""
+    volume = phantom()
+    position = torch.ones(36)
+    position[18] = 0.0
+    direction = torch.zeros(6)
+    direction[world] = 2 * float(ZOOMS[world])  # two voxels
+    moved = motion.corrupt(volume, ZOOMS, position, direction)
+    shifted = volume.roll(2, world)
+    detail = moved - degrade.gaussian_smooth(moved, (4, 4, 4))
+    here, there = (
+        float((detail * (v - degrade.gaussian_smooth(v, (4, 4, 4)))).sum())
+        for v in (volume, shifted)
+    )
+    assert there > here
+
+
+def test_rotation_is_rigid_with_anisotropic_voxels() -> None:
+    """90 degrees about z takes x to y in mm: 10 mm are 10 voxels along x, 5 along a 2 mm axis."""
+    zooms = torch.tensor([1.0, 2.0, 1.0])
+    volume = torch.zeros(41, 21, 9)
+    volume[30, 10, 4] = 1.0  # 10 mm from the centre along x
+    turned = motion._rotated(volume, zooms, torch.tensor([0.0, 0.0, 90.0]))
+    assert tuple(int(i) for i in np.unravel_index(int(turned.argmax()), (41, 21, 9))) in (
+        (20, 15, 4),
+        (20, 5, 4),
+    )
+    assert float(turned.max()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", motion.KINDS)
+def test_error_grows_with_the_amplitude(kind: str) -> None:
+    volume = phantom()
+    errors = [
+        float(((degrade.move(volume, ZOOMS, kind, a, 0.3, generator(2)) - volume) ** 2).mean())
+        for a in (0.0, 0.5, 1.0, 2.0, 4.0)
+    ]
+    assert errors == sorted(errors)
+    assert errors[1] < errors[-1]
+
+
+def test_unknown_motion_and_wrong_lines() -> None:
+    with pytest.raises(ValueError, match="unknown motion"):
+        motion.trajectory("nod", 10, 1, 1, generator())
+    with pytest.raises(ValueError, match="phase-encoding lines"):
+        motion.corrupt(phantom(), ZOOMS, torch.zeros(7), torch.ones(6))
+
+
+def test_rician_noise_has_its_known_moments() -> None:
+    bright = degrade.rician(torch.full((40, 40, 40), 10.0), 0.5, generator())
+    dark = degrade.rician(torch.zeros(40, 40, 40), 0.5, generator())
+    assert float(bright.std()) == pytest.approx(0.5, rel=0.03)
+    assert float(dark.mean()) == pytest.approx(0.5 * np.sqrt(np.pi / 2), rel=0.02)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_thick_slices_keep_constants_and_blur_one_axis(axis: int) -> None:
+    flat = torch.full((24, 20, 22), 3.0)
+    torch.testing.assert_close(degrade.thick_slices(flat, axis, 3.0), flat)
+    line = torch.zeros(24, 20, 22)
+    index = [slice(None)] * 3
+    index[axis] = slice(10, 11)
+    line[tuple(index)] = 1.0
+    thick = degrade.thick_slices(line, axis, 3.0)
+    others = tuple(a for a in range(3) if a != axis)
+    assert float(thick.std(others).max()) < 1e-5
+    assert float(thick.max()) < 0.6
+
+
+def test_gibbs_keeps_the_mean_and_rings() -> None:
+    volume = torch.zeros(32, 32, 32)
+    volume[8:24, 8:24, 8:24] = 1.0
+    ringing = degrade.gibbs(volume, 0.5)
+    assert float(ringing[8:24, 8:24, 8:24].max()) > 1.05
+    torch.testing.assert_close(degrade.gibbs(volume, 1.0), volume, atol=1e-5, rtol=0)
+
+
+def test_readout_blur_of_nothing() -> None:
+    torch.testing.assert_close(motion.readout_blur(phantom(), 0.0, generator()), phantom())
+    blurred = motion.readout_blur(phantom(), 1.0, generator())
+    assert float((blurred - phantom()).abs().max()) > 0.05
+
+
+def test_a_seed_gives_the_same_image() -> None:
+    recipe = degrade.random_recipe(generator(5))
+    first, second = (
+        degrade.degrade(phantom(), ZOOMS, recipe, generator(3), states=4) for _ in range(2)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+TABLE = labels.LabelTable(
+    ["background", "left cerebral white matter", "left cerebral cortex", "CSF", "extra-cerebral"],
+    torch.tensor([0, 3, 2, 1, 4]),
+)
+
+
+def label_head() -> labels.LabelMap:
+    grid = np.stack(np.meshgrid(*[np.arange(48)] * 3, indexing="ij"), -1) - 23.5
+    radius = np.sqrt((grid**2).sum(-1))
+    made = np.zeros((48, 48, 48), np.uint8)
+    for index, limit in ((4, 22), (3, 18), (2, 16), (1, 12)):
+        made[radius < limit] = index
+    brain = labels.brain_of(made, TABLE)
+    return labels.LabelMap("head-x", torch.from_numpy(made), torch.from_numpy(brain))
+
+
+def test_brain_of_leaves_outer_fluid_out_and_fills_holes() -> None:
+    head = label_head()
+    assert bool(head.brain[23, 23, 23])
+    np.testing.assert_array_equal(
+        head.brain.numpy(), np.isin(head.labels.numpy(), (1, 2))
+    )
+
+
+def test_synthesis_paints_tissues_in_order() -> None:
+    head = label_head()
+    means = synthesis.stage_contrast(TABLE.names, TABLE.tissue, generator())
+    made = synthesis.synthesise(
+        head.labels, head.brain, means, TABLE.tissue, generator(), scale=1.0, shape=(48, 48, 48)
+    )
+    white, grey = made.clean[made.tissue == 3].mean(), made.clean[made.tissue == 2].mean()
+    assert float(white) > float(grey) > 0.3
+    assert bool(((made.tissue > 0) == made.brain).all())
+    half = synthesis.synthesise(
+        head.labels, head.brain, means, TABLE.tissue, generator(), scale=2.0, shape=(24, 24, 24)
+    )
+    assert float(half.brain.sum()) * 8 == pytest.approx(float(made.brain.sum()), rel=0.1)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the label maps lie beside the repository")
+def test_real_label_table() -> None:
+    table = labels.load_table(SHARED / "label_maps" / "dseg.tsv")
+    assert len(table.names) == 54
+    assert int(table.tissue[table.names.index("left cerebral cortex")]) == 2
+    training, held = labels.split(SHARED / "label_maps")
+    assert len(training) == 15
+    assert len(held) == 3
+
+
+def test_losses_by_hand() -> None:
+    scores = torch.zeros(1, 4, 1, 1, 2)
+    tissue = torch.tensor([[[[1, losses.IGNORE]]]], dtype=torch.uint8)
+    assert float(losses.tissue_loss(scores, tissue)) == pytest.approx(np.log(4))
+    brain = torch.ones(1, 1, 1, 1, 2)
+    output, target = torch.tensor([[[[[1.0, 2.0]]]]]), torch.tensor([[[[[1.0, 1.0]]]]])
+    # |e| + 2 e^2 over two voxels, plus half the gradient's error
+    found = losses.enhancement_loss(output, target, brain, torch.ones(1))
+    assert float(found) == pytest.approx((1 + 2) / 2 + 0.5 * 1 / 2)
+    assert float(losses.mask_loss(torch.full((1, 1, 2, 2, 2), 20.0), torch.ones(1, 1, 2, 2, 2))) < (
+        1e-3
+    )
+
+
+def sample_pool(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(2):
+        volume = torch.rand(40, 40, 40, generator=generator(number))
+        brain = torch.zeros(40, 40, 40, dtype=torch.uint8)
+        brain[8:32, 8:32, 8:32] = 1
+        save_file(
+            {
+                "input": (volume * brain).half(),
+                "target": (volume * brain * 0.9).half(),
+                "tissue": brain * 2,
+                "brain": brain,
+            },
+            folder / f"{number}.safetensors",
+        )
+
+
+@pytest.mark.parametrize("kind", ["enhance", "brainmask"])
+def test_a_run_resumes_exactly(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"widths": [4, 6], "thin": 2, "norm": "none"}
+    tiny = {
+        "enhance": {"name": "TissueGuidedUNet", "tissue": small, "enhance": small},
+        "brainmask": {"name": "UNet", "inputs": 1, "outputs": 1, **small},
+    }
+    monkeypatch.setattr(train, "ARCHITECTURES", tiny)
+    sample_pool(tmp_path / "pool")
+    settings = train.Settings(kind, steps=4, batch=1, patch=32)
+    whole = train.train(settings, tmp_path / "pool", tmp_path / "a", every=2)
+
+    class Killed(Exception):
+        pass
+
+    report = train._report
+
+    def stop_after_two(path: Path, step: int, *rest: object) -> None:
+        report(path, step, *rest)  # type: ignore[arg-type]
+        if step == 4:
+            raise Killed
+
+    monkeypatch.setattr(train, "_report", stop_after_two)
+    with pytest.raises(Killed):
+        train.train(settings, tmp_path / "pool", tmp_path / "b", every=2)
+    monkeypatch.setattr(train, "_report", report)
+    resumed = train.train(settings, tmp_path / "pool", tmp_path / "b", every=2)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_an_untrained_pair_starts_as_the_identity() -> None:
+    network = train.build(train.ARCHITECTURES["enhance"]).eval()
+    volume = torch.rand(1, 1, 32, 32, 32, generator=generator())
+    with torch.inference_mode():
+        scores, enhanced = network(volume)
+    assert scores.shape == (1, 4, 32, 32, 32)
+    assert float((enhanced - volume).abs().max()) < 0.05
