@@ -1,0 +1,144 @@
+"""The nine steps with an untrained pair, which starts as the identity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bmex_bids.bids import Job
+from bmex_bids.image import ImageError
+from bmex_bids.inference import Compute
+from bmex_bids.pipeline import Settings, enhance_run
+from bmex_bids.training.export import export
+from bmex_bids.training.train import build
+from bmex_bids.weights import ModelRecord, WeightsError, list_models
+
+SMALL = {"widths": [4, 6], "thin": 2, "norm": "none"}
+ARCHITECTURE = {"name": "TissueGuidedUNet", "tissue": SMALL, "enhance": SMALL}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelRecord, ...]:
+    """A models folder whose one pair changes almost nothing."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(1)
+    network = build(ARCHITECTURE)
+    torch.nn.init.zeros_(network.enhance.head2.weight)  # type: ignore[union-attr, arg-type]
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save(
+        {"average": state, "settings": {}, "step": 1, "seconds": 1.0}, folder / "checkpoint.pt"
+    )
+    (folder / "log.csv").write_text("step\n1\n")
+    record = ModelRecord(
+        name="identity", kind="enhance", set="bundled", suffixes=("T1w",), stage="24",
+        ages_months=(21.0, 1200.0), grid_mm=0.8, architecture=ARCHITECTURE, file="", sha256="",
+        version="0", licence="Apache-2.0", source="test",
+    )
+    export(folder / "checkpoint.pt", record, folder)
+    return tuple(list_models([folder]))
+
+
+def head(zooms: tuple[float, float, float], flip: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A head of three tissues in a field, as (data, affine); brain radius 32 mm."""
+    shape = [int(96 / z) for z in zooms]
+    places = [(np.arange(n) - (n - 1) / 2) * z for n, z in zip(shape, zooms, strict=True)]
+    grid = np.stack(np.meshgrid(*places, indexing="ij"), -1)
+    radius = np.sqrt((grid**2).sum(-1))
+    data = np.select([radius < 22, radius < 29, radius < 32, radius < 42], [100, 70, 25, 60], 2)
+    data = data * np.exp(0.1 * grid[..., 0] / 48)
+    data += np.random.default_rng(1).normal(0, 1.5, shape)
+    affine = np.diag([*zooms, 1.0])
+    if flip:
+        affine[0, 0] *= -1
+    affine[:3, 3] = 10, -20, 30
+    return np.maximum(data, 0).astype(np.float32), affine
+
+
+def job_of(folder: Path, zooms: tuple[float, float, float], flip: bool = False) -> Job:
+    data, affine = head(zooms, flip)
+    anat = folder / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(anat / "sub-01_T1w.nii.gz")
+    places = [(np.arange(n) - (n - 1) / 2) * z for n, z in zip(data.shape, zooms, strict=True)]
+    grid = np.stack(np.meshgrid(*places, indexing="ij"), -1)
+    mask = ((grid**2).sum(-1) < 32**2).astype(np.uint8)
+    nib.Nifti1Image(mask, affine).to_filename(folder / "mask.nii.gz")
+    return Job(
+        path=anat / "sub-01_T1w.nii.gz", bids_root=folder, entities={"sub": "01"}, suffix="T1w",
+        metadata={}, age_months=360.0, age_source="test", stage="24", weights="identity",
+        mask=folder / "mask.nii.gz", action="enhance", reason="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("zooms", "flip"), [((2.0, 2.0, 2.0), False), ((1.5, 2.0, 1.5), True), ((2.0, 2.0, 4.0), False)]
+)
+def test_identity_gives_the_input_back(
+    tmp_path: Path, models: tuple[ModelRecord, ...], zooms: tuple[float, float, float], flip: bool
+) -> None:
+    result = enhance_run(job_of(tmp_path, zooms, flip), Settings(Compute("cpu", "float32"), models))
+    data = result.image.data
+    assert result.preproc is not None and result.enhanced is not None
+    assert result.preproc.dtype == result.enhanced.dtype == np.float32
+    np.testing.assert_array_equal(result.preproc[~result.mask], data[~result.mask])
+    np.testing.assert_allclose(result.preproc, data, rtol=1e-3, atol=0.05)
+    assert not result.enhanced[~result.mask].any()
+    assert set(np.unique(result.labels[result.mask])) <= {1, 2, 3}
+    assert not result.labels[~result.mask].any()
+    np.testing.assert_allclose(result.probabilities.sum(0)[result.mask], 1, atol=1e-4)
+    assert result.high_res is not None  # coarser than the model grid
+    np.testing.assert_allclose(
+        np.sqrt((result.high_res[1][:3, :3] ** 2).sum(0)), 0.8, atol=1e-9
+    )
+    assert result.metrics["DataConsistency"] < 1e-3
+    assert result.uncertainty is None
+    volumes = sum(result.metrics[f"Volume{t}"] for t in ("CSF", "GM", "WM"))
+    assert volumes == pytest.approx(result.metrics["VolumeBrainMask"])
+    assert sum(result.histograms["Before"]) == pytest.approx(1)
+    assert any("TCT" in flag for flag in result.flags) == (
+        not result.metrics["TCTAfter"] > result.metrics["TCTBefore"]
+    )
+
+
+def test_measure_only_and_uncertainty(tmp_path: Path, models: tuple[ModelRecord, ...]) -> None:
+    job = job_of(tmp_path, (2.0, 2.0, 2.0))
+    compute = Compute("cpu", "float32")
+    result = enhance_run(job, Settings(compute, models, measure_only=True))
+    assert result.enhanced is None and result.preproc is None and result.high_res is None
+    assert "TCTBefore" in result.metrics
+    assert not any("After" in key for key in result.metrics)
+    assert "After" not in result.histograms
+    result = enhance_run(job, Settings(compute, models, uncertainty=True))
+    assert result.uncertainty is not None
+    assert float(result.uncertainty.max()) < 1e-2  # the identity is the same in every mirror
+
+
+def test_same_input_same_output(tmp_path: Path, models: tuple[ModelRecord, ...]) -> None:
+    job, settings = job_of(tmp_path, (2.0, 2.0, 2.0)), Settings(Compute("cpu", "float32"), models)
+    first, second = enhance_run(job, settings), enhance_run(job, settings)
+    assert first.enhanced is not None and second.enhanced is not None
+    np.testing.assert_array_equal(first.enhanced, second.enhanced)
+
+
+def test_errors(tmp_path: Path, models: tuple[ModelRecord, ...]) -> None:
+    job = job_of(tmp_path, (2.0, 2.0, 2.0))
+    settings = Settings(Compute("cpu", "float32"), models)
+    with pytest.raises(WeightsError, match="'other' is not among identity"):
+        enhance_run(Job(**{**vars(job), "weights": "other"}), settings)
+    with pytest.raises(WeightsError):  # no brain extraction among the models
+        enhance_run(Job(**{**vars(job), "mask": None}), settings)
+    far = np.diag([2.0, 2, 2, 1])
+    far[:3, 3] = 500
+    nib.Nifti1Image(np.ones((48, 48, 48), np.uint8), far).to_filename(tmp_path / "mask.nii.gz")
+    with pytest.raises(ImageError, match="empty image|does not overlap"):
+        enhance_run(job, settings)
+    image = nib.load(job.path)
+    nib.Nifti1Image(image.get_fdata() - 60, image.affine).to_filename(job.path)
+    with pytest.raises(ImageError, match="below zero"):
+        enhance_run(job, settings)
