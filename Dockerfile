@@ -31,7 +31,7 @@ LABEL org.opencontainers.image.title="bmex" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.authors="The bmex developers"
 COPY --from=build /opt/bmex /opt/bmex
-COPY --from=build /opt/cache /opt/cache
+COPY --from=build /opt/templateflow /opt/templateflow
 # HOME and the user's name: with any --user there may be neither. NO_ET: no look for newer versions.
 ENV PATH=/opt/bmex/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
@@ -39,8 +39,7 @@ ENV PATH=/opt/bmex/bin:/usr/local/bin:/usr/bin:/bin \
     LANG=C.UTF-8 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONNOUSERSITE=1 \
-    MPLCONFIGDIR=/opt/cache/matplotlib \
-    TEMPLATEFLOW_HOME=/opt/cache/templateflow \
+    TEMPLATEFLOW_HOME=/opt/templateflow \
     TEMPLATEFLOW_AUTOUPDATE=off \
     NO_ET=1
 WORKDIR /tmp

@@ -15,9 +15,7 @@ install ${index:+--extra-index-url "$index"} "$torch"
 install "$source[validator,demo]"
 rm /tmp/constraints.txt
 
-# Caches that libraries would make in a home that may not be there. They are writable for anybody
-# where the file system is; where it is read-only they are complete as they are.
-mkdir -p /opt/cache/templateflow /opt/cache/matplotlib
-export TEMPLATEFLOW_HOME=/opt/cache/templateflow MPLCONFIGDIR=/opt/cache/matplotlib NO_ET=1
-/opt/bmex/bin/python -c 'import templateflow, matplotlib.font_manager'
-chmod -R a+rwX /opt/cache
+# What TemplateFlow would make in a home that may not be there, on its first import.
+export TEMPLATEFLOW_HOME=/opt/templateflow NO_ET=1
+/opt/bmex/bin/python -c 'import templateflow'
+chmod -R a+rX /opt/templateflow
