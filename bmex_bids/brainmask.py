@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import nn
 
 from bmex_bids.inference import Compute, mask_volume
-from bmex_bids.spatial import conform, model_grid, restore
+from bmex_bids.spatial import conform, crop_to_mask, model_grid, restore
 
 __all__ = ["brain_mask", "clean_mask", "head_gain", "is_stripped", "support"]
 
@@ -46,12 +46,15 @@ def clean_mask(mask: Mask) -> Mask:
     Raises:
         ValueError: the mask is empty.
     """
-    parts, count = ndimage.label(mask)
-    if count == 0:
+    if not mask.any():
         raise ValueError("no brain was found in the image")
+    box = tuple(slice(low, high) for low, high in crop_to_mask(mask))
+    parts, _ = ndimage.label(mask[box])
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    return np.asarray(ndimage.binary_fill_holes(parts == int(sizes.argmax())), bool)
+    cleaned = np.zeros(mask.shape, bool)
+    cleaned[box] = ndimage.binary_fill_holes(parts == int(sizes.argmax()))
+    return cleaned
 
 
 def support(volume: Array) -> Mask:

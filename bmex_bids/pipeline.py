@@ -24,13 +24,14 @@ from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.derivatives import Result
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import Compute, enhance_volume
-from bmex_bids.spatial import Grid, conform, model_grid, onto_grid, restore
+from bmex_bids.spatial import Grid, conform, crop_to_mask, model_grid, onto_grid, restore
 from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, load_network
 
 __all__ = ["Settings", "enhance_run"]
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
 BRIGHTEST = 6.0  # of the brain's median; brighter voxels are clipped in the network's input
 BLEND_MM = 2.0  # the enhanced brain fades in over this distance inside the mask's border
 
@@ -108,26 +109,29 @@ def enhance_run(
         volume, notes = _magnitude(image)
     with clock.step("brain mask"):
         mask, origin, mask_model = _find_brain(job, image, volume, settings)
+    box = _box(mask, image.zooms)  # all that follows happens around the brain
+    affine, inside, given = _shifted(image.affine, box), mask[box], volume[box]
     with clock.step("bias field"):
-        bias = intensity.bias_field(volume, mask, image.zooms)
-        corrected = volume / bias
+        bias = intensity.bias_field(given, inside, image.zooms)
+        corrected = given / bias
     with clock.step("conform, normalise, classify and enhance"):
-        out = _apply_network(corrected, mask, image, record, settings)
+        out = _apply_network(corrected, inside, affine, record, settings)
     with clock.step("restore"):
-        restored = np.where(mask, np.maximum(corrected + restore(out.change, out.grid), 0), 0)
-        restored = restored.astype(np.float32)
-        probabilities, labels = _tissues(out, mask)
+        change = restore(out.change, out.grid)
+        restored = np.where(inside, np.maximum(corrected + change, 0), 0).astype(np.float32)
+        probabilities, labels = _tissues(out, inside)
         anchors = _anchors(restored, probabilities, record)
-        enhanced = np.where(mask, intensity.apply_anchors(restored, anchors), 0)
+        enhanced = np.where(inside, intensity.apply_anchors(restored, anchors), 0)
         enhanced = enhanced.astype(np.float32)
-        preproc = _whole_head(image.data, bias, restored - corrected, mask, image.zooms)
+        preproc = image.data.copy()
+        preproc[box] = _blended(preproc[box], bias, restored - corrected, inside, image.zooms)
     with clock.step("measure"):
-        numbers = _measure(image, volume, corrected, restored, enhanced, labels, mask)
-        scaled = _one_factor(volume, mask, record)
-        histograms = _histograms(scaled, enhanced, mask, record)
+        numbers = _measure(given, corrected, restored, enhanced, labels, inside, image.zooms)
+        scaled = _one_factor(given, inside, record)
+        histograms = _histograms(scaled, enhanced, inside, record)
         numbers |= _distances(histograms) | _medians(scaled, enhanced, labels)
         flags = (*_flags(numbers, image, mask, origin), *notes)
-    provenance = _provenance(job, settings, record, mask_model, origin, bias, mask, anchors)
+    provenance = _provenance(job, settings, record, mask_model, origin, bias[inside], anchors)
     provenance["Seconds"] = clock.seconds
     provenance["Notes"] = [*job.notes, *image.notes, *notes]
     coarse = max(image.zooms) > 1.05 * record.grid_mm
@@ -140,15 +144,13 @@ def enhance_run(
         job=job,
         image=image,
         mask=mask,
-        labels=labels,
-        probabilities=probabilities,
-        enhanced=enhanced if keep else None,
+        labels=_pasted(labels, box, mask.shape),
+        probabilities=_pasted(probabilities, box, mask.shape),
+        enhanced=_pasted(enhanced, box, mask.shape) if keep else None,
         preproc=preproc if keep else None,
         high_res=_high_res(out, anchors) if keep and (settings.high_res or coarse) else None,
         uncertainty=(
-            np.where(mask, restore(out.uncertainty, out.grid, order=1) * slope, 0).astype(
-                np.float32
-            )
+            _pasted(restore(out.uncertainty, out.grid, order=1) * slope * inside, box, mask.shape)
             if keep and out.uncertainty is not None
             else None
         ),
@@ -160,6 +162,29 @@ def enhance_run(
 
 
 _PAIRED = ("QualityIndex", "DataConsistency", "ResidualShare")
+
+
+def _box(mask: Mask, zooms: npt.NDArray[np.float64], margin: float = 10.0) -> Box:
+    """The brain's bounding box and a margin in mm around it, within the image."""
+    cut = [
+        slice(max(low - math.ceil(margin / zoom), 0), min(high + math.ceil(margin / zoom), size))
+        for (low, high), zoom, size in zip(crop_to_mask(mask), zooms, mask.shape, strict=True)
+    ]
+    return cut[0], cut[1], cut[2]
+
+
+def _shifted(affine: npt.NDArray[np.float64], box: Box) -> npt.NDArray[np.float64]:
+    """The affine of the part of an image that lies in the box."""
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ [cut.start for cut in box]
+    return moved
+
+
+def _pasted(part: npt.NDArray[Any], box: Box, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A part (..., x, y, z) back at its place in the image, zero around it."""
+    whole = np.zeros((*part.shape[:-3], *shape), part.dtype)
+    whole[(..., *box)] = part
+    return whole
 
 
 def _record(models: Sequence[ModelRecord], name: str | None) -> ModelRecord:
@@ -209,10 +234,14 @@ def _find_brain(
 
 
 def _apply_network(
-    corrected: Array, mask: Mask, image: Image, record: ModelRecord, settings: Settings
+    corrected: Array,
+    mask: Mask,
+    affine: npt.NDArray[np.float64],
+    record: ModelRecord,
+    settings: Settings,
 ) -> _Output:
     """Conform, normalise, classify and enhance; nothing is decided here."""
-    grid = model_grid(corrected.shape, image.affine, record.grid_mm, mask=mask)
+    grid = model_grid(corrected.shape, affine, record.grid_mm, mask=mask)
     inside = conform(mask.astype(np.float32), grid, order=1) > 0.5
     conformed = np.where(inside, np.maximum(conform(corrected, grid), 0), 0).astype(np.float32)
     gain = intensity.brain_gain(conformed, inside) * record.scale
@@ -256,10 +285,12 @@ def _anchors(
     return intensity.anchors_to_reference(found, reference)
 
 
-def _whole_head(
+def _blended(
     data: Array, bias: Array, change: Array, mask: Mask, zooms: npt.NDArray[np.float64]
 ) -> Array:
-    """The input with the change added inside the brain, fading out towards the mask's border.
+    """The input around the brain, with the change added inside it.
+
+    The change fades out towards the border of the mask.
 
     The bias field is put back on the change, so that the image keeps its own field and voxels
     outside the mask equal the input's.
@@ -278,18 +309,18 @@ def _high_res(
 
 
 def _measure(
-    image: Image,
     volume: Array,
     corrected: Array,
     restored: Array,
     enhanced: Array,
     labels: npt.NDArray[np.uint8],
     mask: Mask,
+    zooms: npt.NDArray[np.float64],
 ) -> dict[str, float]:
     """Measures before (the input as it came) and after (the enhanced image), same labels."""
-    voxel = float(np.prod(image.zooms))
+    voxel = float(np.prod(zooms))
     before, after = metrics.tct(volume, labels), metrics.tct(enhanced, labels)
-    coarse = [intensity.smooth(v * mask, image.zooms, 6.0) for v in (corrected, restored)]
+    coarse = [intensity.smooth(v * mask, zooms, 6.0) for v in (corrected, restored)]
     scale = float(np.percentile(corrected[mask], 98))
     residual = (restored - corrected)[mask]
     return {
@@ -391,7 +422,6 @@ def _provenance(
     mask_model: ModelRecord | None,
     origin: str,
     bias: Array,
-    mask: Mask,
     anchors: list[tuple[float, float]],
 ) -> dict[str, Any]:
     """How the result was made, as it goes into the sidecars."""
@@ -415,8 +445,8 @@ def _provenance(
         "Seed": settings.seed,
         "BiasField": {
             "Method": "N4 (SimpleITK), inside the brain mask",
-            "MinimumInBrain": float(bias[mask].min()),
-            "MaximumInBrain": float(bias[mask].max()),
+            "MinimumInBrain": float(bias.min()),
+            "MaximumInBrain": float(bias.max()),
         },
         "IntensityScale": {
             "Enhanced": "common scale of the age stage: bias-corrected, zero stays zero, the "

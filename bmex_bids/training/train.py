@@ -160,6 +160,19 @@ def _loss(
     return classes + 10 * error, record
 
 
+def _groups(network: nn.Module) -> list[dict[str, object]]:
+    """Parameters with their share of the learning rate.
+
+    The enhancer has no normalisation and diverges at the rate that suits the classifier.
+    """
+    if not isinstance(network, TissueGuidedUNet):
+        return [{"params": list(network.parameters()), "share": 1.0}]
+    return [
+        {"params": list(network.tissue.parameters()), "share": 1.0},
+        {"params": list(network.enhance.parameters()), "share": 0.3},
+    ]
+
+
 def _running(average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
     """Exponential moving average whose memory grows with the run, up to about 330 steps."""
     decay = min(0.997, (1 + float(count)) / (10 + float(count)))
@@ -194,7 +207,7 @@ def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) 
     network = build(ARCHITECTURES[settings.kind]).to(settings.device)
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_running, use_buffers=True)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(_groups(network), lr=settings.rate, weight_decay=1e-4)
     step, seconds = 0, 0.0
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -212,10 +225,10 @@ def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) 
             pool = sorted(pool_folder.glob("*.safetensors"))
             if not pool:
                 raise FileNotFoundError(f"no samples in {pool_folder}")
-        warm = min((step + 1) / 100, 1.0)
+        warm = min((step + 1) / 200, 1.0)
         rate = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         batch = _batch(pool, settings, generator)
         loss, record = _loss(network, batch, settings, score=step % 10 == 0)
         optimiser.zero_grad(set_to_none=True)
