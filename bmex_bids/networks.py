@@ -55,9 +55,25 @@ def _norm(kind: str, channels: int) -> nn.Module:
         return nn.BatchNorm3d(channels)
     if kind == "instance":
         return nn.InstanceNorm3d(channels, affine=True)
+    if kind == "layer":
+        return VoxelNorm(channels)
     if kind == "none":
         return nn.Identity()
-    raise ValueError(f"unknown normalisation {kind!r}: expected 'batch', 'instance' or 'none'")
+    raise ValueError(
+        f"unknown normalisation {kind!r}: expected 'batch', 'instance', 'layer' or 'none'"
+    )
+
+
+class VoxelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each voxel.
+
+    It depends on no other voxel, so that a patch and a whole brain give the same result, and the
+    size of the field of view does not matter.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, c, x, y, z) -> (b, c, x, y, z)``."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class UNet(nn.Module):
@@ -72,7 +88,7 @@ class UNet(nn.Module):
         widths: channels per level, from the half-size grid downwards.
         thin: channels of the full-resolution branch; 0 leaves it out, so that the unfolded output
             of the half-size grid is the result.
-        norm: ``"batch"``, ``"instance"`` or ``"none"`` inside the levels.
+        norm: ``"batch"``, ``"instance"``, ``"layer"`` or ``"none"`` inside the levels.
     """
 
     def __init__(

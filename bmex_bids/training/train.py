@@ -30,7 +30,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "enhance": {
         "name": "TissueGuidedUNet",
         "tissue": {"widths": [24, 48, 72, 96], "thin": 0, "norm": "batch"},
-        "enhance": {"widths": [32, 64, 96, 128], "thin": 8, "norm": "none"},
+        "enhance": {"widths": [32, 64, 96, 128], "thin": 8, "norm": "layer"},
     },
     "brainmask": {
         "name": "UNet",
@@ -163,13 +163,13 @@ def _loss(
 def _groups(network: nn.Module) -> list[dict[str, object]]:
     """Parameters with their share of the learning rate.
 
-    The enhancer has no normalisation and diverges at the rate that suits the classifier.
+    The enhancer's last layers have no normalisation and want a lower rate than the classifier.
     """
     if not isinstance(network, TissueGuidedUNet):
         return [{"params": list(network.parameters()), "share": 1.0}]
     return [
         {"params": list(network.tissue.parameters()), "share": 1.0},
-        {"params": list(network.enhance.parameters()), "share": 0.3},
+        {"params": list(network.enhance.parameters()), "share": 0.7},
     ]
 
 
@@ -207,7 +207,7 @@ def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) 
     network = build(ARCHITECTURES[settings.kind]).to(settings.device)
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_running, use_buffers=True)
-    optimiser = torch.optim.AdamW(_groups(network), lr=settings.rate, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(_groups(network), lr=settings.rate, betas=(0.9, 0.99))
     step, seconds = 0, 0.0
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
