@@ -264,5 +264,5 @@ def test_tissue_guided_unet_shapes_and_residual() -> None:
 
 
 def test_unknown_normalisation() -> None:
-    with pytest.raises(ValueError, match="'batch', 'instance' or 'none'"):
-        UNet(1, 1, (4, 6), norm="layer")
+    with pytest.raises(ValueError, match="'spectral': expected 'batch', 'instance'"):
+        UNet(1, 1, (4, 6), norm="spectral")
