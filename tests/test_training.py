@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bmex_bids.training import degrade, labels, losses, motion, synthesis, train
+from bmex_bids.training import degrade, labels, losses, motion, pool, synthesis, train
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 ZOOMS = torch.tensor([1.0, 1.5, 2.0])
@@ -189,6 +189,19 @@ def test_real_label_table() -> None:
     training, held = labels.split(SHARED / "label_maps")
     assert len(training) == 15
     assert len(held) == 3
+
+
+def test_shading_takes_smooth_factors_and_leaves_detail() -> None:
+    clean = torch.rand(48, 48, 48, generator=generator()) + 1
+    slope = torch.linspace(0.9, 1.1, 48)[:, None, None]
+    inside = torch.ones_like(clean)
+    found = pool.shading(clean * slope, clean, inside)
+    torch.testing.assert_close(found, slope.expand_as(found), atol=0.03, rtol=0)
+    noise = 0.2 * torch.randn(48, 48, 48, generator=generator())
+    torch.testing.assert_close(
+        pool.shading(clean + noise, clean, inside), inside, atol=0.01, rtol=0
+    )
+    assert float(pool.shading(clean * 0, clean * 0, inside * 0).mean()) == 1
 
 
 def test_losses_by_hand() -> None:

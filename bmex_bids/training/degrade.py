@@ -170,7 +170,7 @@ def random_recipe(generator: torch.Generator) -> Recipe:
     moving = chance(0.75)
     return Recipe(
         kind=motion.KINDS[int(uniform(0, 4))] if moving else None,
-        amplitude=uniform(0.3, 4.0),
+        amplitude=uniform(0.1, 3.0),
         frequency=uniform(0.05, 0.5),
         axis=int(uniform(0, 3)),
         readout=uniform(0.2, 1.2) if chance(0.2) else 0.0,

@@ -16,13 +16,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bmex_bids.intensity import brain_gain
 from bmex_bids.spatial import crop_to_mask
 from bmex_bids.training import labels as label_maps
-from bmex_bids.training.degrade import Recipe, degrade, random_recipe
+from bmex_bids.training.degrade import Recipe, degrade, gaussian_smooth, random_recipe
 from bmex_bids.training.losses import IGNORE
 from bmex_bids.training.synthesis import (
     bias_field,
@@ -32,7 +33,7 @@ from bmex_bids.training.synthesis import (
     texture,
 )
 
-__all__ = ["enhancement_sample", "main", "mask_sample", "real_sample"]
+__all__ = ["enhancement_sample", "main", "mask_sample", "real_sample", "shading"]
 
 GRID = 0.8  # mm, of the enhancement networks
 MASK_GRID = 1.6  # mm, of the brain extraction
@@ -59,12 +60,41 @@ def _packed(
     inside = brain[cut].to(torch.float32)
     given = degraded[cut] * inside
     gain = brain_gain(given.cpu().numpy(), inside.cpu().numpy() > 0)
+    target = clean[cut] * inside * shading(given, clean[cut] * inside, inside)
     return {
         "input": (given * gain).to(torch.float16).contiguous().cpu(),
-        "target": (clean[cut] * inside * gain).to(torch.float16).contiguous().cpu(),
+        "target": (target * gain).to(torch.float16).contiguous().cpu(),
         "tissue": tissue[cut].to(torch.uint8).contiguous().cpu(),
         "brain": brain[cut].to(torch.uint8).contiguous().cpu(),
     }
+
+
+def shading(degraded: Tensor, clean: Tensor, inside: Tensor, *, cell: int = 4) -> Tensor:
+    """Smooth factor between two images of a brain, by which the target follows the input.
+
+    The network is not asked to undo what varies over centimetres: the bias field is corrected
+    before it, and from a patch nobody could tell.
+
+    Args:
+        degraded: (x, y, z), 0 outside the brain.
+        clean: (x, y, z), 0 outside the brain.
+        inside: (x, y, z) 1 in the brain.
+        cell: voxels of the coarse grid on which the factor is estimated.
+
+    Returns:
+        (x, y, z) factor between 0.7 and 1.4, about 1.
+    """
+    coarse = [
+        gaussian_smooth(
+            F.avg_pool3d(v[None, None], cell, ceil_mode=True, count_include_pad=False)[0, 0],
+            (2.5, 2.5, 2.5),
+        )
+        for v in (degraded, clean, inside)
+    ]
+    known = coarse[2] > 0.01
+    ratio = torch.where(known, coarse[0] / coarse[1].clamp_min(1e-3), 1.0).clamp(0.7, 1.4)
+    size = [int(n) for n in clean.shape]
+    return F.interpolate(ratio[None, None], size=size, mode="trilinear")[0, 0]
 
 
 def enhancement_sample(

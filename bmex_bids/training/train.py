@@ -228,7 +228,7 @@ def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) 
         warm = min((step + 1) / 200, 1.0)
         rate = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimiser.param_groups:
-            group["lr"] = rate * group["share"]
+            group["lr"] = rate * group.get("share", 1.0)
         batch = _batch(pool, settings, generator)
         loss, record = _loss(network, batch, settings, score=step % 10 == 0)
         optimiser.zero_grad(set_to_none=True)
