@@ -122,10 +122,18 @@ def enhancement_sample(
         fine=_uniform(0.01, 0.04, generator),
         sharp=_uniform(0.3, 0.6, generator),
     )
+    recipe_is_random = recipe is None
     recipe = recipe or random_recipe(generator)
     given = synthetic.clean * synthetic.bias ** _uniform(0, 0.3, generator)
     degraded = degrade(given, torch.full((3,), GRID), recipe, generator, states=states)
-    return _packed(degraded, synthetic.clean, synthetic.tissue, synthetic.brain)
+    # masks found in practice are often loose: what lies around the brain is to be left alone
+    rim = int(_uniform(0, 4, generator))
+    brain = synthetic.brain
+    if rim and recipe_is_random:
+        wide = F.max_pool3d(brain[None, None].float(), 2 * rim + 1, 1, rim)[0, 0] > 0
+        tissue = torch.where(wide & ~brain, IGNORE, synthetic.tissue.int()).to(torch.uint8)
+        return _packed(degraded, synthetic.clean, tissue, wide)
+    return _packed(degraded, synthetic.clean, synthetic.tissue, brain)
 
 
 def real_sample(
