@@ -95,7 +95,6 @@ def make_dataset(folder: Path, image: Image, *, seed: int = 7) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # the degraded brain is stripped again, as the clean one is
         save_image(path, np.where(image.data > 0, made, 0).astype(np.float32), image)
-        write_text(path.with_name(f"sub-{name}_T1w.json"), json.dumps({"Manufacturer": "none"}))
         rows.append(f"sub-{name}\t{age}\t{done}")
     write_text(folder / "participants.tsv", "\n".join(rows) + "\n")
     columns = {
