@@ -109,6 +109,7 @@ def enhance_run(
         volume, notes = _magnitude(image)
     with clock.step("brain mask"):
         mask, origin, mask_model = _find_brain(job, image, volume, settings)
+        intensity.brain_gain(volume, mask)  # refuses a mask over nothing, before anything is slow
     box = _box(mask, image.zooms)  # all that follows happens around the brain
     affine, inside, given = _shifted(image.affine, box), mask[box], volume[box]
     with clock.step("bias field"):
