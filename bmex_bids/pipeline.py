@@ -406,7 +406,10 @@ def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> 
         flags.append(f"brain mask of {brain:.0f} mL: outside what a human brain can have")
     parts = {k: numbers[f"Volume{k}"] / max(brain, 1e-6) for k in ("GM", "WM")}
     if min(parts.values()) < 0.15 or max(parts.values()) > 0.75:
-        flags.append(f"unusual tissue shares: GM {parts['GM']:.0%}, WM {parts['WM']:.0%}")
+        flags.append(
+            f"unusual tissue shares (GM {parts['GM']:.0%}, WM {parts['WM']:.0%}): is the age "
+            "right, and the brain mask?"
+        )
     if origin == "network":
         faces = [mask.take(i, axis=a).any() for a in range(3) for i in (0, -1)]
         if sum(bool(f) for f in faces) > 1:

@@ -142,12 +142,26 @@ def _table(rows: Sequence[Row]) -> str:
     )
 
 
+def _picture(figures: Path, stem: str, target: Path) -> None:
+    """Put the report's pictures before and after side by side, 1600 pixels wide."""
+    from PIL import Image
+
+    panels = [Image.open(figures / f"{stem}_desc-{when}_T1w.png") for when in ("before", "after")]
+    width, height = panels[0].size
+    both = Image.new("RGB", (2 * width, height))
+    for place, panel in enumerate(panels):
+        both.paste(panel, (place * width, 0))
+    small = both.resize((1600, round(height * 800 / width)), Image.Resampling.LANCZOS)
+    small.quantize(128).save(target, optimize=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the dataset, run both levels of the app, print the table and the reports' paths."""
     parser = argparse.ArgumentParser(prog="python -m bmex_bids.evaluation.demo",
                                      description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"))
     parser.add_argument("--models-dir", type=Path)
+    parser.add_argument("--picture", type=Path, help="write before and after of one case, as PNG")
     args = parser.parse_args(argv)
     bids, out = args.folder / "bids", args.folder / "derivatives"
     image, mask, labels = reference_brain()
@@ -166,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         writer.writerow(["name", "done", "psnr_before", "psnr_after", "ssim_before", "ssim_after",
                          "tct_before", "tct_after"])
         writer.writerows((r.name, r.done, *r.psnr, *r.ssim, *r.tct) for r in rows)
+    if args.picture is not None:
+        _picture(out / "sub-noisy" / "figures", "sub-noisy", args.picture)
     print("\nReports:")
     for page in sorted(out.glob("sub-*.html")) + [out / "group.html"]:
         print(f"  {page}")

@@ -103,19 +103,6 @@ def _colin_table(bids: Path, out: Path) -> list[dict[str, object]]:
     return rows
 
 
-def _picture(figures: Path, stem: str, target: Path) -> None:
-    """Put the report's pictures before and after side by side, 1600 pixels wide."""
-    from PIL import Image
-
-    panels = [Image.open(figures / f"{stem}_desc-{when}_T1w.png") for when in ("before", "after")]
-    width, height = panels[0].size
-    both = Image.new("RGB", (2 * width, height))
-    for place, panel in enumerate(panels):
-        both.paste(panel, (place * width, 0))
-    small = both.resize((1600, round(height * 800 / width)), Image.Resampling.LANCZOS)
-    small.quantize(128).save(target, optimize=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the datasets, run the app on each, print the costs and the table."""
     parser = argparse.ArgumentParser(
@@ -123,7 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("data", type=Path, help="folder with heads/ and lifespan_bids/")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--picture", type=Path, help="write one of the figures here, as PNG")
     args, rest = parser.parse_known_args(argv)
     if args.work.exists():
         shutil.rmtree(args.work)
@@ -145,8 +131,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, cost in costs.items():
         print(f"| {name} | {cost.seconds:.0f} | {cost.gigabytes:.2f} | {cost.code} |")
     rows = _colin_table(colin, args.work / "out")
-    if args.picture is not None:
-        _picture(args.work / "out" / "sub-periodic" / "figures", "sub-periodic", args.picture)
     with open(args.work / "colin.csv", "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
