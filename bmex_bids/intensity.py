@@ -106,14 +106,14 @@ def tissue_medians(volume: Array, probabilities: Array, *, sure: float = 0.8) ->
 
     Args:
         volume: (x, y, z).
-        probabilities: (4, x, y, z) of background, CSF, GM, WM.
+        probabilities: (3, x, y, z) of CSF, GM, WM.
         sure: least probability of a voxel that counts.
 
     Returns:
         ``CSF``, ``GM`` and ``WM``; tissues with fewer than 50 such voxels are left out.
     """
     medians = {}
-    for name, share in zip(("CSF", "GM", "WM"), probabilities[1:], strict=True):
+    for name, share in zip(("CSF", "GM", "WM"), probabilities, strict=True):
         chosen = volume[share > sure]
         if chosen.size >= 50:
             medians[name] = float(np.median(chosen))

@@ -33,6 +33,7 @@ Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 BRIGHTEST = 6.0  # of the brain's median; brighter voxels are clipped in the network's input
+_PAIRED = ("QualityIndex", "DataConsistency", "ResidualShare")  # need the enhanced image
 BLEND_MM = 2.0  # the enhanced brain fades in over this distance inside the mask's border
 
 
@@ -134,7 +135,7 @@ def enhance_run(
         flags = (*_flags(numbers, image, mask, origin), *notes)
     provenance = _provenance(job, settings, record, mask_model, origin, bias[inside], anchors)
     provenance["Seconds"] = clock.seconds
-    provenance["Notes"] = [*job.notes, *image.notes, *notes]
+    provenance["Notes"] = [*image.notes, *notes]
     coarse = max(image.zooms) > 1.05 * record.grid_mm
     keep = not settings.measure_only
     slope = (anchors[-1][1] - anchors[-2][1]) / (anchors[-1][0] - anchors[-2][0])
@@ -160,9 +161,6 @@ def enhance_run(
         flags=tuple(flags),
         provenance=provenance,
     )
-
-
-_PAIRED = ("QualityIndex", "DataConsistency", "ResidualShare")
 
 
 def _box(mask: Mask, zooms: npt.NDArray[np.float64], margin: float = 10.0) -> Box:
@@ -278,8 +276,7 @@ def _anchors(
 ) -> list[tuple[float, float]]:
     """Points of the map from the image's intensities to the common scale."""
     reference = (record.reference or {}).get("TissueMeans")
-    background = 1 - probabilities.sum(0, keepdims=True)
-    found = intensity.tissue_medians(restored, np.concatenate((background, probabilities)))
+    found = intensity.tissue_medians(restored, probabilities)
     if not reference or not found:
         median = float(np.median(restored[restored > 0]))
         return [(0.0, 0.0), (median, 300.0 if not reference else float(reference["GM"]))]
@@ -291,10 +288,8 @@ def _blended(
 ) -> Array:
     """The input around the brain, with the change added inside it.
 
-    The change fades out towards the border of the mask.
-
-    The bias field is put back on the change, so that the image keeps its own field and voxels
-    outside the mask equal the input's.
+    It fades out towards the border of the mask. The bias field is put back on it, so that the
+    image keeps its own field and voxels outside the mask equal the input's.
     """
     fade = np.clip(distance_transform_edt(np.pad(mask, 1), zooms) / BLEND_MM, 0, 1)
     fade = fade[1:-1, 1:-1, 1:-1].astype(np.float32)

@@ -95,7 +95,7 @@ def reference_of(record: ModelRecord, template: Path) -> dict[str, Any]:
     )
     return {
         "Image": template.name,
-        "TissueMeans": intensity.tissue_medians(volume, probabilities * inside),
+        "TissueMeans": intensity.tissue_medians(volume, probabilities[1:] * inside),
         "Median": float(np.median(volume[inside])),
         "Edges": intensity.EDGES.tolist(),
         "Density": intensity.histogram(volume, inside).tolist(),
