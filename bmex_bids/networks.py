@@ -35,18 +35,28 @@ def depth_to_space(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Two 3x3x3 convolutions, each followed by an optional normalisation and a leaky ReLU."""
+    """Two 3x3x3 convolutions, each followed by an optional normalisation and a leaky ReLU.
 
-    def __init__(self, inputs: int, outputs: int, norm: str):
+    With ``conditions`` it learns one shift of its features for each of them, such as for each age
+    stage and contrast.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: str, conditions: int = 0):
         super().__init__()
         self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
         self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1)
         self.norm1 = _norm(norm, outputs)
         self.norm2 = _norm(norm, outputs)
+        if conditions:
+            self.shift = nn.Embedding(conditions, outputs)
+            nn.init.zeros_(self.shift.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``."""
-        x = F.leaky_relu(self.norm1(self.conv1(x)), 0.1)
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; condition ``(b,)`` whole numbers."""
+        x = self.norm1(self.conv1(x))
+        if condition is not None:
+            x = x + self.shift(condition)[:, :, None, None, None].to(x.dtype)
+        x = F.leaky_relu(x, 0.1)
         return F.leaky_relu(self.norm2(self.conv2(x)), 0.1)
 
 
@@ -89,6 +99,7 @@ class UNet(nn.Module):
         thin: channels of the full-resolution branch; 0 leaves it out, so that the unfolded output
             of the half-size grid is the result.
         norm: ``"batch"``, ``"instance"``, ``"layer"`` or ``"none"`` inside the levels.
+        conditions: how many conditions the levels tell apart; 0 for none.
     """
 
     def __init__(
@@ -98,6 +109,7 @@ class UNet(nn.Module):
         widths: Sequence[int] = (32, 64, 96, 128),
         thin: int = 12,
         norm: str = "none",
+        conditions: int = 0,
     ):
         super().__init__()
         widths = tuple(widths)
@@ -106,10 +118,11 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         channels = inputs * 8
         for width in widths:
-            self.down.append(Block(channels, width, norm))
+            self.down.append(Block(channels, width, norm, conditions))
             channels = width
         self.up = nn.ModuleList(
-            Block(widths[i + 1] + widths[i], widths[i], norm) for i in range(len(widths) - 1)
+            Block(widths[i + 1] + widths[i], widths[i], norm, conditions)
+            for i in range(len(widths) - 1)
         )
         self.unfold = nn.Conv3d(widths[0], (thin or outputs) * 8, 1)
         self.thin = thin
@@ -120,16 +133,19 @@ class UNet(nn.Module):
         self.head1 = nn.Conv3d(2 * thin, 16, 3, padding=1)
         self.head2 = nn.Conv3d(16, outputs, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; sizes multiples of ``multiple``."""
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; sizes multiples of ``multiple``.
+
+        ``condition`` is ``(b,)``, whole numbers below ``conditions``.
+        """
         skips: list[Tensor] = []
         y = space_to_depth(x)
         for level, block in enumerate(self.down):
-            y = block(F.max_pool3d(y, 2) if level else y)
+            y = block(F.max_pool3d(y, 2) if level else y, condition)
             skips.append(y)
         for level in reversed(range(len(self.up))):
             y = F.interpolate(y, scale_factor=2.0, mode="nearest")
-            y = self.up[level](torch.cat((y, skips[level]), 1))
+            y = self.up[level](torch.cat((y, skips[level]), 1), condition)
         coarse = depth_to_space(self.unfold(y))
         if not self.thin:
             return coarse
@@ -148,20 +164,41 @@ class TissueGuidedUNet(nn.Module):
     Args:
         tissue: keyword arguments of the classifier's :class:`UNet`.
         enhance: keyword arguments of the enhancer's :class:`UNet`.
+        conditions: how many conditions (age stage and contrast) one pair serves; 0 for one alone.
+        condition: the one that an image has when the call does not say.
+        classes: tissue classes including background; a fifth one is for lesions.
     """
 
-    def __init__(self, tissue: dict[str, object], enhance: dict[str, object]):
+    def __init__(
+        self,
+        tissue: dict[str, object],
+        enhance: dict[str, object],
+        conditions: int = 0,
+        condition: int = 0,
+        classes: int = len(TISSUES),
+    ):
         super().__init__()
-        self.tissue = UNet(1, len(TISSUES), **tissue)  # type: ignore[arg-type]
-        self.enhance = UNet(1 + len(TISSUES), 1, **enhance)  # type: ignore[arg-type]
+        self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
+        self.enhance = UNet(
+            1 + classes, 1, conditions=conditions, **enhance  # type: ignore[arg-type]
+        )
+        self.conditions, self.condition = conditions, condition
         self.multiple = max(self.tissue.multiple, self.enhance.multiple)
         self.live_channels = max(self.tissue.live_channels, self.enhance.live_channels) + 5
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(b, 1, x, y, z) ->`` tissue scores (4 channels) and the enhanced image (1)."""
-        scores = self.tissue(x)
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(b, 1, x, y, z) ->`` tissue scores (4 or 5 channels) and the enhanced image (1).
+
+        ``condition`` is ``(b,)``, whole numbers below ``conditions``; a pair without them ignores
+        it.
+        """
+        if not self.conditions:
+            condition = None
+        elif condition is None:
+            condition = torch.full((len(x),), self.condition, device=x.device)
+        scores = self.tissue(x, condition)
         guided = torch.cat((x, scores.softmax(1).to(x.dtype)), 1)
-        return scores, x + self.enhance(guided)
+        return scores, x + self.enhance(guided, condition)
 
 
 class DUNet(nn.Module):

@@ -23,14 +23,16 @@ from torch import Tensor, nn
 from bmex_bids.brainmask import head_gain
 from bmex_bids.networks import TissueGuidedUNet, UNet
 from bmex_bids.training.losses import IGNORE, enhancement_loss, mask_loss, tissue_loss
+from bmex_bids.training.stages import CONDITIONS
 
 __all__ = ["ARCHITECTURES", "Settings", "build", "main", "train"]
 
 ARCHITECTURES: dict[str, dict[str, object]] = {
     "enhance": {
         "name": "TissueGuidedUNet",
-        "tissue": {"widths": [24, 48, 72, 96], "thin": 0, "norm": "batch"},
-        "enhance": {"widths": [32, 64, 96, 128], "thin": 8, "norm": "layer"},
+        "tissue": {"widths": [24, 48, 72, 96], "thin": 0, "norm": "layer"},
+        "enhance": {"widths": [32, 64, 128, 192, 256], "thin": 0, "norm": "layer"},
+        "conditions": len(CONDITIONS),
     },
     "brainmask": {
         "name": "UNet",
@@ -84,14 +86,16 @@ def build(architecture: dict[str, object]) -> nn.Module:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if isinstance(network, TissueGuidedUNet):
-        nn.init.normal_(network.enhance.head2.weight, std=1e-3)
+        enhance = network.enhance
+        nn.init.normal_((enhance.head2 if enhance.thin else enhance.unfold).weight, std=1e-3)
     return network
 
 
 def _patch(path: Path, kind: str, side: int, generator: torch.Generator) -> dict[str, Tensor]:
     """One random patch of a sample, flipped and scaled at random, zero-padded where needed."""
     with safe_open(path, framework="pt") as sample:
-        keys = list(sample.keys())
+        keys = [key for key in sample.keys() if key != "condition"]
+        condition = sample.get_tensor("condition") if len(keys) < len(sample.keys()) else None
         shape = sample.get_slice("input").get_shape()
         cut: list[slice] = []
         pads: list[int] = []
@@ -111,6 +115,8 @@ def _patch(path: Path, kind: str, side: int, generator: torch.Generator) -> dict
     out["input"] = (out["input"] * gain).clamp(0, 4)
     if "target" in out:
         out["target"] = out["target"] * gain
+        known = CONDITIONS.index("T1w-24") if condition is None else int(condition)
+        out["condition"] = torch.tensor(known)
     return out
 
 
@@ -134,7 +140,10 @@ def _loss(
     given = batch["input"][:, None].contiguous(memory_format=torch.channels_last_3d)
     brain = (batch["brain"] > 0).float()
     with torch.autocast(torch.device(settings.device).type, torch.bfloat16):
-        output = network(given)
+        if settings.kind == "brainmask":
+            output = network(given)
+        else:
+            output = network(given, batch["condition"])
     if settings.kind == "brainmask":
         loss = mask_loss(output.float(), brain[:, None])
         return loss, {"mask": float(loss.detach())}
@@ -186,7 +195,19 @@ def _accuracy(scores: Tensor, tissue: Tensor, brain: Tensor) -> float:
     return float(((scores.argmax(1) == tissue) & known).sum()) / count if count else float("nan")
 
 
-def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) -> nn.Module:
+def _begin_with(network: nn.Module, checkpoint: Path) -> None:
+    """Take over what fits from another training's averaged network."""
+    given = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+    given = {key.removeprefix("module."): value for key, value in given.items()}
+    own = network.state_dict()
+    fits = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    network.load_state_dict(own | fits)
+    print(json.dumps({"taken over": len(fits), "of": len(own)}), flush=True)
+
+
+def train(
+    settings: Settings, pool_folder: Path, out: Path, *, every: int = 50, start: Path | None = None
+) -> nn.Module:
     """Run (or go on with) a training.
 
     Args:
@@ -194,6 +215,7 @@ def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) 
         pool_folder: samples, read again at every report, so that it may grow.
         out: receives ``checkpoint.pt`` and ``log.csv``.
         every: steps between reports and checkpoints.
+        start: checkpoint of another training to begin with, as far as its layers fit.
 
     Returns:
         The averaged network (exponential moving average of the weights).
@@ -217,6 +239,9 @@ def train(settings: Settings, pool_folder: Path, out: Path, *, every: int = 50) 
         optimiser.load_state_dict(state["optimiser"])
         generator.set_state(state["generator"].cpu())
         step, seconds = int(state["step"]), float(state["seconds"])
+    elif start is not None:
+        _begin_with(network, start)
+        average.module.load_state_dict(network.state_dict())
     started = time.monotonic() - seconds
     records: list[dict[str, float]] = []
     pool: list[Path] = []
@@ -281,12 +306,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="checkpoint of another training to begin with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     settings = Settings(
         args.kind, args.steps, args.batch, args.patch, args.rate, args.seed, args.device
     )
-    train(settings, args.pool, args.out)
+    train(settings, args.pool, args.out, start=args.start)
     return 0
 
 
