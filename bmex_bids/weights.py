@@ -26,6 +26,7 @@ __all__ = [
     "load_network",
     "build_network",
     "models_dir",
+    "new_network",
     "write_models",
 ]
 
@@ -242,6 +243,29 @@ def _verified(record: ModelRecord) -> bytes:
     return content
 
 
+def new_network(architecture: Mapping[str, Any], where: str) -> nn.Module:
+    """The network of an architecture entry, in train mode, as PyTorch initialises it.
+
+    Args:
+        architecture: see :class:`ModelRecord`.
+        where: what the error messages begin with, such as the file's path.
+
+    Raises:
+        WeightsError: no such class of networks, or arguments that it does not take.
+    """
+    from bmex_bids import networks
+
+    name = architecture.get("name")
+    if name not in ARCHITECTURES:
+        raise WeightsError(f"{where}: unknown architecture {name!r}: {', '.join(ARCHITECTURES)}")
+    arguments = {key: value for key, value in architecture.items() if key != "name"}
+    try:
+        network: nn.Module = getattr(networks, name)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{where}: {name} cannot be built ({error})") from error
+    return network
+
+
 def build_network(
     architecture: Mapping[str, Any], state: Mapping[str, Tensor], where: str
 ) -> nn.Module:
@@ -257,17 +281,8 @@ def build_network(
     """
     import torch
 
-    from bmex_bids import networks
-
-    name = architecture.get("name")
-    if name not in ARCHITECTURES:
-        raise WeightsError(f"{where}: unknown architecture {name!r}: {', '.join(ARCHITECTURES)}")
-    arguments = {key: value for key, value in architecture.items() if key != "name"}
-    try:
-        with torch.device("meta"):  # neither time nor random numbers for values that are replaced
-            network: nn.Module = getattr(networks, name)(**arguments)
-    except TypeError as error:
-        raise WeightsError(f"{where}: {name} cannot be built ({error})") from error
+    with torch.device("meta"):  # neither time nor random numbers for values that are replaced
+        network = new_network(architecture, where)
     _compare(network.state_dict(), state, where)
     full = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     network.load_state_dict(full, strict=True, assign=True)
