@@ -6,6 +6,7 @@ second process that writes into the same directory, sees a whole file or none.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -24,6 +25,7 @@ __all__ = [
     "output_stem",
     "parse_entities",
     "read_json",
+    "read_text",
     "session_dir",
     "source_uri",
     "write_dataset_files",
@@ -191,6 +193,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, or it is a pipe or a device, which would
+            never end.
+        UnicodeDecodeError: the file is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_text(encoding="utf-8-sig")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole or not at all."""
     with atomic_path(path) as temporary:
@@ -210,8 +225,8 @@ def read_json(path: Path) -> dict[str, object]:
         ValueError: the file is not valid JSON, or no object; the message names it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); repair the file") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import shlex
+import stat
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -53,6 +55,8 @@ class Image:
 def load_image(path: Path) -> Image:
     """Load a NIfTI image, repairing what can be repaired and refusing the rest.
 
+    No more is read into memory than the file holds, whatever its header claims.
+
     Args:
         path: ``.nii`` or ``.nii.gz``.
 
@@ -62,35 +66,83 @@ def load_image(path: Path) -> Image:
     Raises:
         FileNotFoundError: the file, or what a symbolic link points to, does not exist.
         ImageError: the file is damaged, or is no usable 3-D image.
+        OSError: the file cannot be read (no permission, a fault of the disk or the network).
+        MemoryError: there is no memory for it.
     """
-    if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(
-            f"{path.name}: a link whose content is missing; if the dataset is managed by DataLad, "
-            f"run 'datalad get {path}'"
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
+        _check_file(path)
         file = nib.load(path)
         if not isinstance(file, nib.Nifti1Image):
             raise ImageError(f"{path.name}: not a NIfTI image")
         shape = _check_shape(path, file)
         affine, notes = _check_affine(path, file)
-        scaled = np.asanyarray(file.dataobj)
-        if scaled.dtype.kind not in "iufb":
-            raise ImageError(f"{path.name}: voxels of type {scaled.dtype}; expected real numbers")
-        with np.errstate(over="ignore", invalid="ignore"):
-            data = np.array(scaled.reshape(shape), dtype=np.float32)
-    except ImageError:
+        data = _voxels(path, file, shape)
+    except (ImageError, MemoryError):
         raise
-    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not the file's
+            raise _named(error, path) from error
         raise ImageError(
             f"{path.name}: damaged or truncated file ({error}); copy or convert it again"
         ) from error
     except Exception as error:  # nibabel raises many kinds for a broken header
-        raise ImageError(f"{path.name}: not a readable NIfTI image ({error})") from error
+        text = str(error).replace(str(path), path.name)
+        raise ImageError(f"{path.name}: not a readable NIfTI image ({text})") from error
     data, more = _check_values(path, data)
     return Image(data, affine, file.header.copy(), (*notes, *more))
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no image file before it is opened: a pipe would wait for ever."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path.name}: a link whose content is missing; {_get(path)}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise ImageError(f"{path.name}: not a regular file")
+    if facts.st_size == 0:
+        raise ImageError(f"{path.name}: empty file (0 bytes); copy or convert it again")
+    with open(path, "rb") as file:
+        start = file.read(200)
+    if start.startswith(b"version https://git-lfs"):
+        raise FileNotFoundError(f"{path.name}: a pointer of Git LFS, no image; run 'git lfs pull'")
+    if b"/annex/objects/" in start:
+        raise FileNotFoundError(f"{path.name}: a pointer whose content is missing; {_get(path)}")
+    if path.suffix == ".gz" and not start.startswith(b"\x1f\x8b"):
+        raise ImageError(
+            f"{path.name}: named .nii.gz but is not compressed; is it an image? Then rename it to "
+            ".nii, or compress it with gzip"
+        )
+
+
+def _get(path: Path) -> str:
+    command = f"datalad get {shlex.quote(str(path))}"
+    return f"if the dataset is managed by DataLad, run {command}"
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """Return the error with the name of the file, which reading an open file leaves out."""
+    if error.filename is not None or len(error.args) < 2:
+        return error
+    return type(error)(error.args[0], error.args[1], str(path))
+
+
+def _voxels(
+    path: Path, file: nib.Nifti1Image, shape: tuple[int, int, int]
+) -> npt.NDArray[np.float32]:
+    """Read the voxels as float32 after the file's intensity scaling."""
+    kind = file.header.get_data_dtype()
+    if kind.kind not in "iufb":
+        raise ImageError(f"{path.name}: voxels of type {kind}; expected real numbers")
+    # Scaled in float32 where that is exact enough, else in float64, which takes twice the memory.
+    working = np.float32 if kind.kind in "iu" and kind.itemsize <= 2 else np.float64
+    with np.errstate(over="ignore", invalid="ignore"):
+        if (file.dataobj.slope, file.dataobj.inter) == (1, 0):
+            scaled = file.dataobj.get_unscaled()
+        else:
+            scaled = file.dataobj.get_scaled(working)
+        return np.array(scaled.reshape(shape), dtype=np.float32)
 
 
 def _check_shape(path: Path, file: nib.Nifti1Image) -> tuple[int, int, int]:

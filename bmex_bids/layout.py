@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import os
@@ -88,9 +89,16 @@ def find_images(root: Path, selection: Selection, *, ignore: Iterable[Path] = ()
     """
     _check_labels(root, selection)
     layout = _index(root, selection, ignore)
+    entities = set(layout.get_entities())
     found: set[str] = set()
     for suffix in selection.suffixes:
         wanted = _query(selection.filters.get(suffix.lower(), {}))
+        if unknown := sorted(set(wanted) - entities):  # else pybids' own options could be set
+            close = difflib.get_close_matches(unknown[0], sorted(entities), 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InputError(
+                f"filter '{suffix.lower()}': '{unknown[0]}' is not a recognized entity{hint}"
+            )
         fixed = {"suffix": suffix, "extension": list(EXTENSIONS), "return_type": "filename"}
         try:
             found.update(layout.get(**({"datatype": "anat"} | wanted | fixed)))
@@ -99,6 +107,11 @@ def find_images(root: Path, selection: Selection, *, ignore: Iterable[Path] = ()
     masks = layout.get(suffix="defacemask", extension=list(EXTENSIONS), return_type="filename")
     images = [Path(name) for name in found]
     images += [Path(name) for name in masks if _concerns(Path(name), selection.suffixes)]
+    if outside := [path for path in images if not path.is_relative_to(root)]:
+        raise InputError(
+            f"--bids-database-dir: {selection.database_dir} is the index of another dataset (with "
+            f"{outside[0]}); name another folder"
+        )
     if selection.participants:  # an index that is kept holds everybody
         images = [p for p in images if parse_entities(p.name).get("sub") in selection.participants]
     if selection.sessions:
@@ -125,8 +138,19 @@ def read_filters(path: Path) -> dict[str, dict[str, object]]:
     for name, entities in content.items():
         if not isinstance(entities, dict):
             raise InputError(f"--bids-filter-file: '{name}' has to be an object of entities")
-        filters[name] = entities
+        for entity, value in entities.items():
+            if not all(map(_is_label, value if isinstance(value, list) else [value])):
+                raise InputError(
+                    f"--bids-filter-file: {name}: {entity} has to be a label, a number, null, "
+                    '"*", or a list of these'
+                )
+        filters[name.lower()] = entities
     return filters
+
+
+def _is_label(value: object) -> bool:
+    """Whether a filter's value is one that an index can look up."""
+    return value is None or isinstance(value, str) or (type(value) is int and abs(value) < 2**31)
 
 
 def sidecar_reader(root: Path) -> Callable[[Path], tuple[dict[str, object], str]]:
@@ -247,6 +271,7 @@ def _query(filters: Mapping[str, object]) -> dict[str, object]:
 def _index(root: Path, selection: Selection, ignore: Iterable[Path]):  # type: ignore[no-untyped-def]
     """Return a pybids layout of the raw dataset; no sidecar is read, no other folder entered."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
+    from sqlalchemy.exc import SQLAlchemyError
 
     inside = [path.relative_to(root).as_posix() for path in ignore if path.is_relative_to(root)]
     patterns = [OTHER_FOLDERS, *(re.compile(rf"^/{re.escape(p)}(?:/|$)") for p in inside)]
@@ -256,4 +281,13 @@ def _index(root: Path, selection: Selection, ignore: Iterable[Path]):  # type: i
             chosen = "|".join(map(re.escape, selection.participants))
             patterns.append(re.compile(rf"^/sub-(?!(?:{chosen})(?:/|$))"))
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=patterns)
-    return BIDSLayout(root, validate=False, indexer=indexer, database_path=selection.database_dir)
+    database = selection.database_dir
+    try:
+        return BIDSLayout(root, validate=False, indexer=indexer, database_path=database)
+    except (SQLAlchemyError, ValueError) as error:
+        if database is None:
+            raise
+        raise InputError(
+            f"--bids-database-dir: {database} holds no index of this dataset that can be used "
+            f"({str(error).splitlines()[0]}); name another folder"
+        ) from error

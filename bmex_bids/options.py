@@ -16,6 +16,7 @@ from typing import Any
 
 from bmex_bids import __version__
 from bmex_bids.age import STAGES
+from bmex_bids.bids import read_text
 
 __all__ = ["Options", "parse_memory", "parse_options", "to_toml"]
 
@@ -137,13 +138,16 @@ def parse_memory(text: str) -> int:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().resolve()
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a zero byte
+        raise argparse.ArgumentTypeError(f"'{text}' is no path that can be used ({error})") from error
 
 
 def _memory(text: str) -> int:
     try:
         return parse_memory(text)
-    except ValueError as error:
+    except (OverflowError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -351,8 +355,8 @@ def _apply_config(
     The options go into ``values``; directories and level are returned.
     """
     try:
-        content: Mapping[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content: Mapping[str, object] = tomllib.loads(read_text(path))
+    except (OSError, RecursionError, ValueError) as error:
         parser.error(f"--config-file {path}: {error}")
     known = {field.name for field in dataclasses.fields(Options)}
     places: dict[str, object] = {}
@@ -364,7 +368,10 @@ def _apply_config(
             hint = f"; did you mean {close[0]}?" if close else ""
             parser.error(f"--config-file {path}: unknown option '{key}'{hint}")
         if name in PLACES:
-            places[name] = _path(str(value)) if name.endswith("_dir") else value
+            try:
+                places[name] = _path(str(value)) if name.endswith("_dir") else value
+            except argparse.ArgumentTypeError as error:
+                parser.error(f"--config-file {path}: {name}: {error}")
         else:
             tokens += _tokens(parser, path, name, value)
     if places.get("analysis_level", "group") not in ("participant", "group"):
@@ -383,8 +390,8 @@ def _tokens(parser: argparse.ArgumentParser, path: Path, name: str, value: objec
     if isinstance(value, bool):
         return [flag] if value else []
     if name == "verbose":
-        if not isinstance(value, int):
-            parser.error(f"--config-file {path}: verbose has to be a number")
+        if not isinstance(value, int) or not 0 <= value <= 9:
+            parser.error(f"--config-file {path}: verbose has to be a number from 0 to 9")
         return [flag] * value
     if isinstance(value, list):
         return [flag, *map(str, value)] if value else []

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bmex_bids.bids import read_json
+from bmex_bids.bids import read_json, read_text
 
 __all__ = ["Table", "TableError", "label_of", "read_table"]
 
@@ -49,7 +49,7 @@ def read_table(path: Path, root: Path) -> Table | None:
         TableError: the file is not a readable table.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:

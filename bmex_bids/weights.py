@@ -128,31 +128,41 @@ def _read(directory: Path) -> list[ModelRecord]:
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); restore the file") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+    models = content.get("models", []) if isinstance(content, dict) else None
+    if not isinstance(models, list) or content.get("schema") != SCHEMA:
         raise WeightsError(f'{path}: expected {{"schema": {SCHEMA}, "models": [...]}}')
-    return [_record(entry, path) for entry in content.get("models", [])]
+    if not all(isinstance(entry, dict) for entry in models):
+        raise WeightsError(f"{path}: every entry of models has to be an object")
+    return [_record(entry, path) for entry in models]
 
 
 def _record(entry: dict[str, Any], path: Path) -> ModelRecord:
     known = {f.name: f for f in fields(ModelRecord) if f.name != "directory"}
     needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     missing, unknown = sorted(needed - set(entry)), sorted(set(entry) - set(known))
+    where = f"{path}: model {entry.get('name', '?')!r}"
     if missing or unknown:
-        raise WeightsError(
-            f"{path}: model {entry.get('name', '?')!r}: "
-            f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
-        )
+        raise WeightsError(f"{where}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
     ages = entry["ages_months"]
-    return ModelRecord(
-        **entry
-        | {
-            "suffixes": tuple(entry["suffixes"]),
-            "ages_months": None if ages is None else (float(ages[0]), float(ages[1])),
-            "directory": path.parent,
-        }
-    )
+    try:
+        record = ModelRecord(
+            **entry
+            | {
+                "suffixes": tuple(map(str, entry["suffixes"])),
+                "ages_months": None if ages is None else (float(ages[0]), float(ages[1])),
+                "grid_mm": float(entry["grid_mm"]),
+                "architecture": dict(entry["architecture"]),
+                "directory": path.parent,
+            }
+        )
+        parts = Path(record.file).parts
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{where}: a value of the wrong kind ({error})") from error
+    if Path(record.file).is_absolute() or ".." in parts:
+        raise WeightsError(f"{where}: its file {record.file!r} lies outside {path.parent}")
+    return record
 
 
 def write_models(directory: Path, records: Sequence[ModelRecord]) -> Path:
