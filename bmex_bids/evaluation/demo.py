@@ -23,24 +23,18 @@ import torch
 from bmex_bids import cli, metrics
 from bmex_bids.bids import write_text
 from bmex_bids.image import Image, load_image, save_image
-from bmex_bids.training.degrade import Recipe, degrade
-from bmex_bids.training.motion import SEVERITIES
+from bmex_bids.training.degrade import Recipe, degrade, standard_recipe
 
 __all__ = ["CASES", "Row", "main", "make_dataset", "measure", "reference_brain"]
 
 Array = npt.NDArray[np.float32]
 
 
-def _severe(kind: str) -> Recipe:
-    amplitude, frequency = SEVERITIES["severe"]
-    return Recipe(kind=kind, amplitude=amplitude, frequency=frequency, noise=0.02)
-
-
 CASES: dict[str, tuple[str, str, Recipe]] = {
     # label: (what was done, age as the table gives it, recipe)
     "clean": ("nothing", "29", Recipe()),
-    "motion": ("severe rotation, 2% noise", "31", _severe("rotation")),
-    "periodic": ("moderate periodic motion", "64", Recipe("periodic", *SEVERITIES["moderate"])),
+    "motion": ("severe rotation, 2% noise", "31", standard_recipe("rotation", "severe", 0.02)),
+    "periodic": ("moderate periodic motion", "64", standard_recipe("periodic", "moderate")),
     "noisy": ("8% Rician noise", "2.5", Recipe(noise=0.08)),
     "thick": ("3 mm slices along z", "47", Recipe(slice_axis=2, slice_factor=3.0)),
 }
@@ -120,8 +114,8 @@ def measure(
                 done,
                 (metrics.psnr(given, image.data, mask, top),
                  metrics.psnr(made, image.data, mask, top)),
-                (metrics.ssim(given, image.data, mask, top),
-                 metrics.ssim(made, image.data, mask, top)),
+                (metrics.ssim(given, image.data, mask, top, window="uniform"),
+                 metrics.ssim(made, image.data, mask, top, window="uniform")),
                 (metrics.tct(given, labels), metrics.tct(made, labels)),
             )
         )

@@ -15,7 +15,7 @@ from bmex_bids import metrics
 from bmex_bids.brainmask import clean_mask, head_gain
 from bmex_bids.inference import Compute, enhance_volume, mask_volume, resolve
 from bmex_bids.training import pool
-from bmex_bids.training.degrade import Recipe
+from bmex_bids.training.degrade import Recipe, standard_recipe
 from bmex_bids.training.labels import LabelMap, LabelTable, load_label_map, load_table, split
 from bmex_bids.training.motion import KINDS, SEVERITIES
 from bmex_bids.weights import (
@@ -31,10 +31,7 @@ __all__ = ["enhancement_rows", "main", "mask_rows"]
 
 def recipes(kind: str) -> dict[str, Recipe]:
     """The conditions of the table, with one kind of motion."""
-    made = {
-        name: Recipe(kind=kind, amplitude=amplitude, frequency=frequency, noise=0.02)
-        for name, (amplitude, frequency) in list(SEVERITIES.items())[:3]
-    }
+    made = {name: standard_recipe(kind, name, 0.02) for name in list(SEVERITIES)[:3]}
     return {
         "clean": Recipe(),
         **made,
@@ -55,7 +52,7 @@ def mask_rows(
             generator = torch.Generator().manual_seed(50_000 + number)
             recipe = {
                 "clean": Recipe(),
-                "severe": Recipe(KINDS[number % 4], *SEVERITIES["severe"]),
+                "severe": standard_recipe(KINDS[number % 4], "severe"),
                 "thick": Recipe(slice_axis=number % 3, slice_factor=2.5),  # 4 mm of 1.6 mm
             }[condition]
             sample = pool.mask_sample(heads[number % len(heads)], table, generator, recipe)
@@ -93,7 +90,7 @@ def enhancement_rows(
             row: dict[str, object] = {"condition": condition}
             for name, volume in (("before", given), ("after", enhanced)):
                 row[f"psnr_{name}"] = metrics.psnr(volume, target, brain, top)
-                row[f"ssim_{name}"] = metrics.ssim(volume, target, brain, top)
+                row[f"ssim_{name}"] = metrics.ssim(volume, target, brain, top, window="uniform")
             for tissue, name in ((1, "CSF"), (2, "GM"), (3, "WM")):
                 row[f"dice_{name}"] = metrics.dice(labels == tissue, truth == tissue)
             rows.append(row)

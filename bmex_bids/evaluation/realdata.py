@@ -24,8 +24,8 @@ import torch
 from bmex_bids import metrics
 from bmex_bids.bids import write_text
 from bmex_bids.image import load_image, save_image
-from bmex_bids.training.degrade import Recipe, degrade
-from bmex_bids.training.motion import KINDS, SEVERITIES
+from bmex_bids.training.degrade import degrade, standard_recipe
+from bmex_bids.training.motion import KINDS
 
 __all__ = ["Cost", "main", "make_colin", "run_app"]
 
@@ -51,12 +51,11 @@ def make_colin(head: Path, folder: Path, *, severity: str = "severe", seed: int 
     write_text(folder / "dataset_description.json", json.dumps(description))
     write_text(folder / "README.md", "Colin27 (Holmes et al., 1998), motion simulated by bmex.\n")
     rows = ["participant_id\tage"]
-    amplitude, frequency = SEVERITIES[severity]
     for number, kind in enumerate((None, *KINDS)):
         name = kind or "clean"
         made = clean
         if kind is not None:
-            recipe = Recipe(kind=kind, amplitude=amplitude, frequency=frequency, noise=0.02)
+            recipe = standard_recipe(kind, severity, 0.02)
             made = degrade(clean, zooms, recipe, torch.Generator().manual_seed(seed + number))
         path = folder / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,8 +93,8 @@ def _colin_table(bids: Path, out: Path) -> list[dict[str, object]]:
             "image": f"Colin27, {name}",
             "psnr_before": round(metrics.psnr(given, clean, mask, top), 2),
             "psnr_after": round(metrics.psnr(made, clean, mask, top), 2),
-            "ssim_before": round(metrics.ssim(given, clean, mask, top), 4),
-            "ssim_after": round(metrics.ssim(made, clean, mask, top), 4),
+            "ssim_before": round(metrics.ssim(given, clean, mask, top, window="uniform"), 4),
+            "ssim_after": round(metrics.ssim(made, clean, mask, top, window="uniform"), 4),
             "mask_dice_to_clean": round(metrics.dice(found, mask), 4),
             "tct_before": round(float(sidecar["Metrics"]["TCTBefore"]), 3),
             "tct_after": round(float(sidecar["Metrics"]["TCTAfter"]), 3),

@@ -25,6 +25,7 @@ __all__ = [
     "move",
     "random_recipe",
     "rician",
+    "standard_recipe",
     "thick_slices",
 ]
 
@@ -158,6 +159,26 @@ def degrade(
     return out.clone() if out is volume else out
 
 
+def standard_recipe(kind: str, severity: str, noise: float = 0.0) -> Recipe:
+    """The published test condition: one kind of motion at one severity, perhaps with Rician noise.
+
+    Args:
+        kind: one of :data:`bmex_bids.training.motion.KINDS`.
+        severity: one of :data:`bmex_bids.training.motion.SEVERITIES`.
+        noise: standard deviation of the noise, in units of the intensity.
+
+    Raises:
+        ValueError: unknown kind or severity.
+    """
+    if kind not in motion.KINDS or severity not in motion.SEVERITIES:
+        raise ValueError(
+            f"unknown motion {kind}:{severity}; kinds are {', '.join(motion.KINDS)}, severities "
+            f"{', '.join(motion.SEVERITIES)}"
+        )
+    amplitude, frequency = motion.SEVERITIES[severity]
+    return Recipe(kind=kind, amplitude=amplitude, frequency=frequency, noise=noise)
+
+
 def random_recipe(generator: torch.Generator) -> Recipe:
     """Draw a training recipe: mostly motion, often noise, sometimes the rest, rarely nothing."""
 
@@ -172,7 +193,7 @@ def random_recipe(generator: torch.Generator) -> Recipe:
         kind=motion.KINDS[int(uniform(0, 4))] if moving else None,
         amplitude=uniform(0.1, 3.0),
         frequency=uniform(0.05, 0.5),
-        axis=int(uniform(0, 3)),
+        axis=(0, 1, 1, 1, 2)[int(uniform(0, 5))],  # mostly front to back, as protocols have it
         readout=uniform(0.2, 1.2) if chance(0.2) else 0.0,
         smooth=uniform(0.2, 0.8) if chance(0.2) else 0.0,
         cut=uniform(0.6, 0.95) if chance(0.15) else 1.0,
