@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bmex_bids import __version__
+from bmex_bids.claims import TEMPORARY
 
 __all__ = [
     "Job",
@@ -185,7 +186,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The directory is made when it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{secrets.token_hex(6)}-{path.name}"
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(6)}-{path.name}"
     try:
         yield temporary
         os.replace(temporary, path)
@@ -255,6 +256,19 @@ def write_dataset_files(out: Path, raw: Path) -> None:
         path = out / name
         kept = name in (".bidsignore", "README")  # which people may have edited
         if not path.exists() or (not kept and path.read_text(encoding="utf-8") != text):
+            write_text(path, text)
+    _carry_participants(out, raw)
+
+
+def _carry_participants(out: Path, raw: Path) -> None:
+    """Copy participants.tsv and its JSON: the group level needs sex, group and site from them."""
+    for name in ("participants.tsv", "participants.json"):
+        try:
+            text = (raw / name).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError):
+            continue  # there is none, or the validator has said what is wrong with it
+        path = out / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,21 +19,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when every requested run succeeded, 1 when one failed, 2 when the input or the options
-        cannot be used (wrong options end in SystemExit with code 2).
+        cannot be used (wrong options end in SystemExit with code 2), 128 and its number when a
+        signal ended the program (130 Ctrl-C, 143 SIGTERM, 129 a closed terminal).
     """
     options = parse_options(argv)
     # Imported here, so that --help and errors in the options come at once.
     from bmex_bids.layout import InputError
     from bmex_bids.run import run
+    from bmex_bids.start import stopping
 
     try:
-        return run(options)
+        with stopping():
+            return run(options)
     except InputError as error:
         print(f"bmex: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bmex: interrupted; the same command goes on with what is missing", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+        print(f"bmex: {said}; the same command goes on with what is missing", file=sys.stderr)
+        return 128 + number
 
 
 if __name__ == "__main__":

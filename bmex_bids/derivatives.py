@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
@@ -50,9 +50,11 @@ class Result:
         high_res: the enhanced image on the model grid and its (4, 4) affine; None if not wanted.
         uncertainty: (x, y, z) float32 standard deviation, common scale; None if not wanted.
         metrics: measures by name, e.g. ``TCTBefore``.
-        histograms: ``Edges`` (n + 1) and the densities ``Before``, ``After``, ``Reference`` (n).
+        histograms: ``Edges`` (n + 1) and the densities ``Before``, ``After``, ``Reference`` (n), and
+            those of the tissues, ``BeforeGM`` and so on.
         flags: warnings in plain words.
         provenance: what goes into every sidecar as it is.
+        seconds: of each step; not written, so that the same input gives the same bytes.
     """
 
     job: Job
@@ -68,6 +70,7 @@ class Result:
     histograms: dict[str, list[float]]
     flags: tuple[str, ...]
     provenance: dict[str, object]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

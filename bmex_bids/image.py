@@ -18,6 +18,8 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from bmex_bids.claims import TEMPORARY
+
 __all__ = ["Image", "ImageError", "load_image", "save_image"]
 
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.1, 12.0  # mm, of any brain image in use
@@ -272,7 +274,7 @@ def save_image(
 
 
 def _write(path: Path, file: nib.Nifti1Image) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name.split('.')[0]}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name.split('.')[0]}-", dir=path.parent)
     os.close(handle)
     temporary = Path(name + ".nii.gz")
     os.replace(name, temporary)

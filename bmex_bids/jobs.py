@@ -1,26 +1,31 @@
-"""One run after the other, or each in a process of its own; a failed run never stops the others."""
+"""What is done for one run, and what becomes of it when it fails."""
 
 from __future__ import annotations
 
 import errno
-import multiprocessing
-import signal
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bmex_bids.bids import Job, output_stem, write_text
+from bmex_bids.bids import Job, output_stem, read_json, write_json, write_text
+from bmex_bids.claims import claimed, run_claim
 
 if TYPE_CHECKING:
     from bmex_bids.pipeline import Settings
 
-__all__ = ["Outcome", "attempt", "crash_path", "explain", "in_processes", "run_job", "write_crash"]
+__all__ = [
+    "Outcome",
+    "attempt",
+    "crash_path",
+    "explain",
+    "has_pictures",
+    "picture_list",
+    "run_job",
+    "write_crash",
+]
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Outcome:
         message: why it failed.
         seconds: how long it took.
         flags: warnings about the result.
+        steps: seconds of each step.
+        busy: whether another start is doing it at this moment, so that nothing was done here.
+        elsewhere: whether another start has done it meanwhile.
     """
 
     stem: str
@@ -42,6 +50,9 @@ class Outcome:
     message: str = ""
     seconds: float = 0.0
     flags: tuple[str, ...] = ()
+    steps: Mapping[str, float] = field(default_factory=dict)
+    busy: bool = False
+    elsewhere: bool = False
 
 
 def run_job(
@@ -50,97 +61,92 @@ def run_job(
     out: Path,
     settings: Settings | None,
     threads: int = 0,
+    finished: Callable[[Job], bool] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Enhance one image, write its derivatives and draw its pictures.
+    """Enhance one image, write its derivatives and draw its pictures, unless another does it.
 
     Args:
         job: the run; of one that is done before, only the pictures are drawn.
         out: root of the output dataset.
         settings: of the pipeline; None when only pictures are wanted.
         threads: of each library; 0 leaves them as they are.
+        finished: tells whether the derivatives are complete by now; None to make them anyway.
         progress: told what is being done.
     """
-    stem = output_stem(job)
+    stem, subject = output_stem(job), job.entities["sub"]
     tell = progress or (lambda text: None)
 
-    def work() -> tuple[str, ...]:
-        from bmex_bids import derivatives, pipeline, report
+    def work() -> Outcome:
+        if job.action != "enhance" or settings is None:
+            _draw(job, out, tell)
+            return Outcome(stem, subject)
+        if finished is not None and finished(job):  # by another start, since this one planned
+            if not has_pictures(out, job):
+                _draw(job, out, tell)
+            return Outcome(stem, subject, elsewhere=True)
+        from bmex_bids import derivatives, pipeline
 
-        flags: tuple[str, ...] = ()
-        if job.action == "enhance" and settings is not None:
-            _limit_threads(threads)
-            result = pipeline.enhance_run(job, settings, lambda text: tell(f"{stem}: {text}"))
-            tell(f"{stem}: writing")
-            derivatives.write(result, out)
-            flags = result.flags
-        tell(f"{stem}: figures")
-        report.run_figures(out, job)
-        return flags
+        _limit_threads(threads)
+        result = pipeline.enhance_run(job, settings, lambda text: tell(f"{stem}: {text}"))
+        tell(f"{stem}: writing")
+        picture_list(out, job).unlink(missing_ok=True)  # those of an earlier result
+        derivatives.write(result, out)
+        _draw(job, out, tell)
+        return Outcome(stem, subject, flags=result.flags, steps=result.seconds)
 
-    return attempt(stem, job.entities["sub"], out, work)
+    with claimed(run_claim(out, stem)) as mine:
+        return attempt(stem, subject, out, work) if mine else Outcome(stem, subject, busy=True)
 
 
-def attempt(stem: str, subject: str, out: Path, work: Callable[[], tuple[str, ...]]) -> Outcome:
+def attempt(stem: str, subject: str, out: Path, work: Callable[[], Outcome | None]) -> Outcome:
     """Do one piece of work; whatever goes wrong becomes an outcome and a crash file.
 
     Args:
         stem: name of the work, and of its crash file.
         subject: label without ``sub-``.
         out: root of the output dataset.
-        work: returns warnings about its result.
+        work: returns what came of it, or nothing when there is nothing to say.
     """
     started = time.monotonic()
     try:
-        flags = work()
+        outcome = work() or Outcome(stem, subject)
         crash_path(out, stem).unlink(missing_ok=True)
     except Exception as error:  # the only broad one: one failed run must not stop the others
         message = explain(error, out)
         write_crash(out, stem, message, traceback.format_exc())
         return Outcome(stem, subject, True, message, time.monotonic() - started)
-    return Outcome(stem, subject, seconds=time.monotonic() - started, flags=flags)
+    return replace(outcome, seconds=time.monotonic() - started)
 
 
-def in_processes(
-    jobs: Sequence[Job], work: Callable[[Job], Outcome], nprocs: int, *, out: Path
-) -> Iterator[Outcome]:
-    """Run each job in a new process, at most ``nprocs`` at a time, and yield what comes back.
-
-    A process that dies (killed for its memory, a fault in a library) is one failed run. Closing the
-    iterator ends the processes that still run.
-    """
-    context = multiprocessing.get_context("spawn")
-    waiting = deque(jobs)
-    running: dict[Connection, tuple[SpawnProcess, Job, float]] = {}
+def has_pictures(out: Path, job: Job) -> bool:
+    """Tell whether all pictures of a run were drawn, and are still there."""
+    path = picture_list(out, job)
     try:
-        while waiting or running:
-            while waiting and len(running) < nprocs:
-                job = waiting.popleft()
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(sender, work, job), daemon=True)
-                process.start()
-                sender.close()  # so that the end of the process ends the pipe
-                running[receiver] = process, job, time.monotonic()
-            for ready in wait(list(running)):
-                if not isinstance(ready, Connection):
-                    continue
-                process, job, started = running.pop(ready)
-                try:
-                    outcome = ready.recv()
-                    process.join()
-                except EOFError:
-                    process.join()
-                    message = _died(process.exitcode)
-                    stem = output_stem(job)
-                    write_crash(out, stem, message)
-                    seconds = time.monotonic() - started
-                    outcome = Outcome(stem, job.entities["sub"], True, message, seconds)
-                ready.close()
-                yield outcome
-    finally:
-        for process, _, _ in running.values():
-            process.terminate()
-            process.join()
+        names = read_json(path).get("Pictures")
+    except (OSError, ValueError):
+        return False
+    return isinstance(names, list) and all((path.parent / str(name)).exists() for name in names)
+
+
+def _draw(job: Job, out: Path, tell: Callable[[str], None]) -> None:
+    """Draw the pictures of a run, then list them: without the list they are not complete."""
+    from bmex_bids import report
+
+    tell(f"{output_stem(job)}: figures")
+    path = picture_list(out, job)
+    path.unlink(missing_ok=True)
+    report.run_figures(out, job)
+    pattern = path.with_suffix(".*").name.replace("_desc-pictures_", "_desc-*_")
+    drawn = sorted(picture.name for picture in path.parent.glob(pattern))
+    write_json(path, {"Pictures": drawn})
+
+
+def picture_list(out: Path, job: Job) -> Path:
+    """Return the file that lists the pictures of a run; it is written after them."""
+    entities = output_stem(job).removesuffix(f"_{job.suffix}")
+    folder = out / f"sub-{job.entities['sub']}" / "figures"
+    return folder / f"{entities}_desc-pictures_{job.suffix}.json"
 
 
 def explain(error: BaseException, out: Path) -> str:
@@ -170,21 +176,6 @@ def write_crash(out: Path, stem: str, message: str, details: str = "") -> None:
         write_text(crash_path(out, stem), f"{message}\n\n{details}" if details else f"{message}\n")
     except OSError:
         return  # no space left, perhaps; the message is still logged and in the summary
-
-
-def _child(sender: Connection, work: Callable[[Job], Outcome], job: Job) -> None:
-    """Do the work in the new process and send back what came of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children itself
-    sender.send(work(job))
-    sender.close()
-
-
-def _died(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        likely = "most likely out of memory; " if name == "SIGKILL" else ""
-        return f"its process was ended by {name}; {likely}lower --nprocs, or set --mem"
-    return f"its process ended without a result (exit code {exitcode}); try --nprocs 1"
 
 
 def _limit_threads(threads: int) -> None:

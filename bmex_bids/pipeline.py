@@ -131,17 +131,17 @@ def enhance_run(
         numbers = _measure(given, corrected, restored, enhanced, labels, inside, image.zooms)
         scaled = _one_factor(given, inside, record)
         histograms = _histograms(scaled, enhanced, inside, record)
+        histograms |= _tissue_histograms(scaled, enhanced, labels)
         numbers |= _distances(histograms) | _medians(scaled, enhanced, labels)
         flags = (*_flags(numbers, image, mask, origin), *notes)
     provenance = _provenance(job, settings, record, mask_model, origin, bias[inside], anchors)
-    provenance["Seconds"] = clock.seconds
     provenance["Notes"] = [*image.notes, *notes]
     coarse = max(image.zooms) > 1.05 * record.grid_mm
     keep = not settings.measure_only
     slope = (anchors[-1][1] - anchors[-2][1]) / (anchors[-1][0] - anchors[-2][0])
     if not keep:
         numbers = {k: v for k, v in numbers.items() if "After" not in k and k not in _PAIRED}
-        histograms.pop("After", None)
+        histograms = {k: v for k, v in histograms.items() if not k.startswith("After")}
     return Result(
         job=job,
         image=image,
@@ -160,6 +160,7 @@ def enhance_run(
         histograms=histograms,
         flags=tuple(flags),
         provenance=provenance,
+        seconds=clock.seconds,
     )
 
 
@@ -356,6 +357,18 @@ def _histograms(
     if "Density" in reference:
         found["Reference"] = [float(v) for v in reference["Density"]]
     return found
+
+
+def _tissue_histograms(
+    before: Array, enhanced: Array, labels: npt.NDArray[np.uint8]
+) -> dict[str, list[float]]:
+    """``BeforeGM``, ``AfterWM`` ...: histograms of each tissue that is there, for the group level."""
+    return {
+        f"{when}{name}": [round(float(v), 7) for v in intensity.histogram(volume, labels == tissue)]
+        for when, volume in (("Before", before), ("After", enhanced))
+        for tissue, name in enumerate(("CSF", "GM", "WM"), 1)
+        if (labels == tissue).any()
+    }
 
 
 def _distances(histograms: dict[str, list[float]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from bmex_bids.tables import read_table
 if TYPE_CHECKING:
     from bmex_bids.weights import ModelRecord
 
-__all__ = ["COLUMNS", "Request", "format_plan", "left_out", "plan_jobs"]
+__all__ = ["COLUMNS", "Request", "format_plan", "is_finished", "left_out", "plan_jobs"]
 
 COLUMNS = ("path", "suffix", "age_months", "age_source", "stage", "weights", "action")
 DERIVED = ("space", "res", "den", "label", "desc", "seg", "atlas")  # entities no raw image has
@@ -111,6 +111,18 @@ def plan_jobs(request: Request) -> list[Job]:
             job = _decide(replace(job, mask=mask), request, find, model_of)
         jobs.append(job)
     return jobs
+
+
+def is_finished(job: Job, request: Request) -> bool:
+    """Tell whether a run of the plan has become complete; never so when all is to be done again.
+
+    Raises:
+        WeightsError: the list of models has changed and the model is gone.
+    """
+    if request.overwrite or job.action == "skip":
+        return False
+    record = _model_finder(request)(job.suffix, job.stage or "")
+    return _is_done(job, request, record.sha256)
 
 
 def left_out(images: Sequence[Path]) -> dict[Path, str]:

@@ -7,26 +7,30 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bmex_bids.bids import Job, output_stem, write_dataset_files
+from bmex_bids.claims import claimed, present, run_claim
+from bmex_bids.executor import Execute, in_processes, in_turn, shared
 from bmex_bids.jobs import (
     Outcome,
     attempt,
     crash_path,
     explain,
-    in_processes,
+    has_pictures,
+    picture_list,
     run_job,
     write_crash,
 )
 from bmex_bids.layout import InputError, Selection, read_filters
 from bmex_bids.options import Options
-from bmex_bids.plan import Request, format_plan, plan_jobs
-from bmex_bids.start import check_paths, logging_to, scratch
+from bmex_bids.participants import check_site_column
+from bmex_bids.plan import Request, format_plan, is_finished, plan_jobs
+from bmex_bids.start import check_paths, logging_to, new_name, scratch
 from bmex_bids.validation import validate
 
 if TYPE_CHECKING:
@@ -53,10 +57,12 @@ def run(options: Options) -> int:
             for note in job.notes if job.wanted else ():
                 print(f"note: {output_stem(job)}: {note}", file=sys.stderr)
         return 0
+    name = new_name()
     with ExitStack() as stack:
         try:
-            stack.enter_context(scratch(options.work_dir))
-            stack.enter_context(logging_to(options))
+            stack.enter_context(scratch(options.work_dir, name))
+            stack.enter_context(present(options.output_dir, name))
+            stack.enter_context(logging_to(options, name))
         except OSError as error:
             raise InputError(explain(error, options.output_dir)) from error
         return _group(options) if options.analysis_level == "group" else _participant(options, jobs)
@@ -103,16 +109,15 @@ def _participant(options: Options, jobs: Sequence[Job]) -> int:
         log.warning("sub-%s: no %s image", label, " or ".join(options.suffix))
     settings = None if options.reports_only else _settings(options)
     try:
-        write_dataset_files(out, options.bids_dir)
+        with claimed(run_claim(out, "dataset"), wait=True):
+            write_dataset_files(out, options.bids_dir)
     except OSError as error:
         raise InputError(explain(error, out)) from error
     skipped = _skipped(jobs, out)
     started = time.monotonic()
     outcomes = [] if skipped and options.stop_on_first_crash else _loop(jobs, options, settings)
-    touched = {o.subject for o in (*skipped, *outcomes)}
-    touched |= {
-        j.entities["sub"] for j in jobs if j.action == "done" and not _report(out, j).exists()
-    }
+    touched = {o.subject for o in (*skipped, *outcomes) if not o.elsewhere}
+    touched |= {job.entities["sub"] for job in jobs if job.wanted and not _is_reported(out, job)}
     reports = _reports(sorted(touched), out)
     return _summarise(jobs, skipped + outcomes, reports, time.monotonic() - started)
 
@@ -124,14 +129,16 @@ def _group(options: Options) -> int:
             f"{out}: no results of single participants; run the participant level first"
         )
 
-    def work() -> tuple[str, ...]:
+    check_site_column(out, options.site_column)
+
+    def work() -> None:
         from bmex_bids.group import group_report
 
-        paths = group_report(out)
+        paths = group_report(out, options.site_column)
         print("\n".join(str(path) for path in paths))
-        return ()
 
-    outcome = attempt("group", "", out, work)
+    with claimed(run_claim(out, "group"), wait=True):
+        outcome = attempt("group", "", out, work)
     if outcome.failed:
         log.error("group: failed: %s", outcome.message)
     return 1 if outcome.failed else 0
@@ -191,17 +198,19 @@ def _bytes_per_run(options: Options) -> int:
 
 
 def _loop(jobs: Sequence[Job], options: Options, settings: Settings | None) -> list[Outcome]:
-    """Run what is to be run, one after the other or in several processes."""
+    """Run what is to be run, where the options say."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    out = options.output_dir
+    out, request = options.output_dir, request_of(options)
     todo = [job for job in jobs if job.action == "enhance"]
     todo += [
         job for job in jobs if job.action == "done" and (settings is None or _unfinished(out, job))
     ]
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) if settings else 0
-    work = functools.partial(run_job, out=out, settings=settings, threads=threads)
+
+    def finished(job: Job) -> bool:
+        return settings is not None and is_finished(job, request) and not _unfinished(out, job)
+
     outcomes: list[Outcome] = []
     terminal = sys.stderr.isatty()
     with ExitStack() as stack:
@@ -213,10 +222,8 @@ def _loop(jobs: Sequence[Job], options: Options, settings: Settings | None) -> l
             bar.set_postfix_str(text)
             log.debug(text)
 
-        if options.nprocs > 1 and len(todo) > 1:
-            results = in_processes(todo, work, options.nprocs, out=out)
-        else:
-            results = (work(job, progress=step) for job in todo)
+        execute = _executor(options, settings, len(todo), step)
+        results = stack.enter_context(closing(shared(todo, execute, out=out, finished=finished)))
         for outcome in results:
             outcomes.append(outcome)
             bar.update()
@@ -227,12 +234,33 @@ def _loop(jobs: Sequence[Job], options: Options, settings: Settings | None) -> l
     return outcomes
 
 
+def _executor(
+    options: Options, settings: Settings | None, count: int, step: Callable[[str], None]
+) -> Execute:
+    """Return what computes the runs: this process, or several."""
+    out = options.output_dir
+    work = functools.partial(
+        run_job,
+        out=out,
+        settings=settings,
+        threads=int(os.environ.get("OMP_NUM_THREADS", 0)) if settings else 0,
+        finished=functools.partial(is_finished, request=request_of(options)),
+    )
+    if options.nprocs > 1 and count > 1:
+        return functools.partial(in_processes, work=work, nprocs=options.nprocs, out=out)
+    return functools.partial(in_turn, work=functools.partial(work, progress=step))
+
+
 def _say(outcome: Outcome, count: str) -> None:
     """Log how one run ended."""
     if outcome.failed:
         log.error("%s %s: failed: %s", count, outcome.stem, outcome.message)
+    elif outcome.elsewhere:
+        log.info("%s %s: done by another start", count, outcome.stem)
     else:
         log.info("%s %s: done in %.0f s", count, outcome.stem, outcome.seconds)
+        steps = ", ".join(f"{name} {seconds:.2f}" for name, seconds in outcome.steps.items())
+        log.debug("%s: seconds: %s", outcome.stem, steps)
     for flag in outcome.flags:
         log.warning("%s: %s", outcome.stem, flag)
 
@@ -255,30 +283,32 @@ def _skipped(jobs: Sequence[Job], out: Path) -> list[Outcome]:
 
 def _unfinished(out: Path, job: Job) -> bool:
     """Whether the derivatives of a run are complete, but its pictures are not."""
-    name = output_stem(job).removesuffix(f"_{job.suffix}")
-    pictures = (out / f"sub-{job.entities['sub']}" / "figures").glob(
-        f"{name}_desc-*_{job.suffix}.*"
-    )
-    return crash_path(out, output_stem(job)).exists() or not any(pictures)
+    return crash_path(out, output_stem(job)).exists() or not has_pictures(out, job)
 
 
-def _report(out: Path, job: Job) -> Path:
-    return out / f"sub-{job.entities['sub']}.html"
+def _is_reported(out: Path, job: Job) -> bool:
+    """Whether the subject's report is not older than the pictures of the run, if it has any."""
+    report, pictures = out / f"sub-{job.entities['sub']}.html", picture_list(out, job)
+    try:
+        return pictures.stat().st_mtime_ns <= report.stat().st_mtime_ns
+    except FileNotFoundError:
+        return not pictures.exists()
 
 
 def _reports(subjects: Sequence[str], out: Path) -> list[Outcome]:
     """Write the report of every subject that something was done for."""
 
-    def work(subject: str) -> tuple[str, ...]:
+    def work(subject: str) -> None:
         from bmex_bids.report import subject_report
 
         crash_path(out, f"sub-{subject}").unlink(missing_ok=True)  # of an earlier report
         log.debug("report %s", subject_report(out, subject))
-        return ()
 
     outcomes = []
     for subject in subjects:
-        outcome = attempt(f"sub-{subject}", subject, out, functools.partial(work, subject))
+        # One after the other, so that the last of several starts has seen the runs of all.
+        with claimed(run_claim(out, f"sub-{subject}"), wait=True):
+            outcome = attempt(f"sub-{subject}", subject, out, functools.partial(work, subject))
         outcomes.append(replace(outcome, stem=f"report of sub-{subject}"))
     return outcomes
 
@@ -288,13 +318,15 @@ def _summarise(
 ) -> int:
     """Print what was done, what was not and why, and return the exit code."""
     failures = [outcome for outcome in (*outcomes, *reports) if outcome.failed]
-    finished = {outcome.stem for outcome in outcomes if not outcome.failed}
+    elsewhere = {outcome.stem for outcome in outcomes if outcome.elsewhere}
+    finished = {outcome.stem for outcome in outcomes if not outcome.failed} - elsewhere
     before = sum(j.action == "done" and output_stem(j) not in finished for j in jobs)
     missing = sum(j.action == "enhance" for j in jobs) - sum(
         output_stem(j) in {o.stem for o in outcomes} for j in jobs if j.action == "enhance"
     )
     counts = {
         "done": len(finished),
+        "done by another start": len(elsewhere),
         "done before": before,
         "left out": sum(not job.wanted for job in jobs),
         "not started": missing,

@@ -69,7 +69,8 @@ def install(set_module: Callable[[str, types.ModuleType], None], healed: Path) -
             raise FAILURES[label]()
         time.sleep(0.05)
         calls.enhanced.append(output_stem(job))
-        return types.SimpleNamespace(job=job, flags=("looks odd",) if label == "odd" else ())
+        flags = ("looks odd",) if label == "odd" else ()
+        return types.SimpleNamespace(job=job, flags=flags, seconds={"pretend": 0.05})
 
     def write(result: Any, out: Path) -> list[Path]:
         image = derivative_path(out, result.job, desc="enhanced")
@@ -97,7 +98,7 @@ def install(set_module: Callable[[str, types.ModuleType], None], healed: Path) -
         write_text(out / f"sub-{subject}.html", json.dumps(crashes))
         return out / f"sub-{subject}.html"
 
-    def group_report(out: Path) -> list[Path]:
+    def group_report(out: Path, site_column: str | None) -> list[Path]:
         calls.groups += 1
         if (out / "sub-bad").exists():
             raise ValueError("no group")

@@ -119,7 +119,7 @@ def _result(
             "Threads": 1,
             "Seed": 0,
             "IntensityScale": {"Enhanced": "1 is white matter.", "Preproc": "Input."},
-            "Seconds": {"load": 0.5, "enhance": np.float64(2.0), "never": float("nan")},
+            "Odd": {"number": np.float64(2.0), "never": float("nan")},
             "Notes": [],
             "BrainMaskModel": {"Name": "mask-net", "SHA256": "cd" * 32},
             "Version": "0.1.0",

@@ -304,11 +304,11 @@ def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(start_module.os, "access", lambda path, mode: False)
     monkeypatch.delenv("MPLCONFIGDIR", raising=False)
     monkeypatch.setenv("TEMPLATEFLOW_HOME", "/kept")
-    with start_module.scratch(tmp_path / "work"):
-        assert os.environ["MPLCONFIGDIR"].startswith(str(tmp_path / "work"))
+    with start_module.scratch(tmp_path / "work", "start"):
+        assert os.environ["MPLCONFIGDIR"] == str(tmp_path / "work" / "mplconfigdir")
         assert os.environ["TEMPLATEFLOW_HOME"] == "/kept"
-        assert tempfile.gettempdir() == str(tmp_path / "work")
-    assert "MPLCONFIGDIR" not in os.environ
+        assert tempfile.gettempdir() == str(tmp_path / "work" / "bmex-start")
+    assert "MPLCONFIGDIR" not in os.environ and not (tmp_path / "work" / "bmex-start").exists()
 
 
 def test_dry_run(

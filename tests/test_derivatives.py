@@ -79,7 +79,7 @@ def test_sidecars(tmp_path: Path) -> None:
         content = json.loads(path.read_text())
         assert content["Sources"] == [uri] and content["SpatialReference"] == uri
         assert content["Model"]["SHA256"] == SHA and content["Manufacturer"] == "Siemens"
-        assert content["Seconds"] == {"load": 0.5, "enhance": 2.0, "never": None}
+        assert content["Odd"] == {"number": 2.0, "never": None} and "Seconds" not in content
         assert ("SkullStripped" in content) == path.name.endswith("_T1w.json")
         assert ("Resolution" in content) == ("_res-" in path.name)
         assert ("Metrics" in content) == (path == marker_path(out, result.job, measure_only=False))
