@@ -105,6 +105,9 @@ def present(out: Path, name: str) -> Iterator[None]:
         _sweep(out, own)
         try:
             yield
+        except BaseException:  # interrupted, perhaps where a temporary file was just made
+            _leave_trace(own)
+            raise
         finally:
             _sweep(out, own)
 
@@ -155,13 +158,18 @@ def _take(path: Path) -> int | None:
             os.close(handle)
             return None
         if not new and os.fstat(handle).st_size:  # of a dead process; it may have left more
-            path.with_name(f"left-{secrets.token_hex(4)}{LOCK}").touch()
+            _leave_trace(path)
         os.ftruncate(handle, 0)
         os.write(handle, _machine().encode())
     except OSError:
         os.close(handle)
         raise
     return handle
+
+
+def _leave_trace(path: Path) -> None:
+    """Leave a claim that nobody holds, by which the next sweep knows that there is work."""
+    path.with_name(f"left-{secrets.token_hex(4)}{LOCK}").touch()
 
 
 def _is_free(handle: int, path: Path, *, new: bool = False) -> bool:

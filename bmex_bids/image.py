@@ -274,7 +274,8 @@ def save_image(
 
 
 def _write(path: Path, file: nib.Nifti1Image) -> None:
-    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name.split('.')[0]}-", dir=path.parent)
+    prefix = f"{TEMPORARY}{path.name.split('.')[0]}-"
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)
     os.close(handle)
     temporary = Path(name + ".nii.gz")
     os.replace(name, temporary)
