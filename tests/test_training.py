@@ -1,4 +1,4 @@
-"""Training: motion and degradations keep what they must, labels, and a run that resumes."""
+"""Training: motion and degradations keep what they must, labels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from bmex_bids.training import degrade, labels, losses, motion, pool, synthesis, train
+from bmex_bids.training import degrade, labels, losses, motion, pool, synthesis
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 ZOOMS = torch.tensor([1.0, 1.5, 2.0])
@@ -216,62 +215,3 @@ def test_losses_by_hand() -> None:
     assert float(losses.mask_loss(torch.full((1, 1, 2, 2, 2), 20.0), torch.ones(1, 1, 2, 2, 2))) < (
         1e-3
     )
-
-
-def sample_pool(folder: Path) -> None:
-    folder.mkdir()
-    for number in range(2):
-        volume = torch.rand(40, 40, 40, generator=generator(number))
-        brain = torch.zeros(40, 40, 40, dtype=torch.uint8)
-        brain[8:32, 8:32, 8:32] = 1
-        save_file(
-            {
-                "input": (volume * brain).half(),
-                "target": (volume * brain * 0.9).half(),
-                "tissue": brain * 2,
-                "brain": brain,
-            },
-            folder / f"{number}.safetensors",
-        )
-
-
-@pytest.mark.parametrize("kind", ["enhance", "brainmask"])
-def test_a_run_resumes_exactly(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = {"widths": [4, 6], "thin": 2, "norm": "none"}
-    tiny = {
-        "enhance": {"name": "TissueGuidedUNet", "tissue": small, "enhance": small},
-        "brainmask": {"name": "UNet", "inputs": 1, "outputs": 1, **small},
-    }
-    monkeypatch.setattr(train, "ARCHITECTURES", tiny)
-    sample_pool(tmp_path / "pool")
-    settings = train.Settings(kind, steps=4, batch=1, patch=32)
-    whole = train.train(settings, tmp_path / "pool", tmp_path / "a", every=2)
-
-    class Killed(Exception):
-        pass
-
-    report = train._report
-
-    def stop_after_two(path: Path, step: int, *rest: object) -> None:
-        report(path, step, *rest)  # type: ignore[arg-type]
-        if step == 4:
-            raise Killed
-
-    monkeypatch.setattr(train, "_report", stop_after_two)
-    with pytest.raises(Killed):
-        train.train(settings, tmp_path / "pool", tmp_path / "b", every=2)
-    monkeypatch.setattr(train, "_report", report)
-    resumed = train.train(settings, tmp_path / "pool", tmp_path / "b", every=2)
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
-
-
-def test_an_untrained_pair_starts_as_the_identity() -> None:
-    network = train.build(train.ARCHITECTURES["enhance"]).eval()
-    volume = torch.rand(1, 1, 32, 32, 32, generator=generator())
-    with torch.inference_mode():
-        scores, enhanced = network(volume)
-    assert scores.shape == (1, 4, 32, 32, 32)
-    assert float((enhanced - volume).abs().max()) < 0.05

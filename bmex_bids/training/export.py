@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,22 +16,26 @@ import torch
 from safetensors.torch import save_file
 
 from bmex_bids import __version__, intensity
+from bmex_bids.bids import atomic_path
 from bmex_bids.image import load_image
 from bmex_bids.inference import enhance_volume, resolve
 from bmex_bids.spatial import conform, model_grid
+from bmex_bids.training.architectures import averaged_state
+from bmex_bids.training.journal import read_rows
 from bmex_bids.training.labels import HELD_OUT
-from bmex_bids.training.train import ARCHITECTURES
+from bmex_bids.training.settings import ARCHITECTURES
 from bmex_bids.weights import ModelRecord, list_models, load_network, write_models
 
-__all__ = ["export", "main", "reference_of"]
+__all__ = ["enter", "export", "main", "reference_of"]
 
 
 def export(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
     """Write the averaged weights of a checkpoint beside models.json and enter them there.
 
     Args:
-        checkpoint: ``checkpoint.pt`` of a training run.
-        record: the entry; its file, checksum and training record are filled in.
+        checkpoint: ``checkpoint.pt`` or ``best.pt`` of a training run, ``log.csv`` beside it.
+        record: the entry; its architecture (where the checkpoint has it, with the ``condition`` of
+            the entry), file, checksum and training record are filled in.
         folder: models folder.
 
     Returns:
@@ -40,40 +43,39 @@ def export(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
     """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     weights = {
-        key.removeprefix("module."): (
-            value.to(torch.float16) if value.is_floating_point() else value
-        ).contiguous()
-        for key, value in state["average"].items()
-        if key != "n_averaged"
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in averaged_state(checkpoint).items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.name}.safetensors"
-    save_file(weights, path)
-    path.chmod(0o644)
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary)
+        temporary.chmod(0o644)
+    own = {k: v for k, v in record.architecture.items() if k == "condition"}
+    rows = read_rows(checkpoint.with_name("log.csv"))
     training = {
         **record.training,
-        "Settings": state["settings"],
+        "Settings": {k: v for k, v in state["settings"].items() if k != "architecture"},
         "Steps": state["step"],
         "Hours": round(state["seconds"] / 3600, 2),
-        "LastLogEntry": _last_row(checkpoint.with_name("log.csv")),
-        "HeldOutLabelMaps": list(HELD_OUT),
+        "LastLogEntry": rows[-1] if rows else None,
     }
     record = replace(
         record,
+        architecture=state.get("architecture", record.architecture) | own,
         file=path.name,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         training=training,
         directory=folder,
     )
-    others = [r for r in list_models([folder]) if r.name != record.name]
-    write_models(folder, [*others, record])
+    return enter(record)
+
+
+def enter(record: ModelRecord) -> ModelRecord:
+    """Put an entry into the models.json of its directory, in place of one of the same name."""
+    others = [r for r in list_models([record.directory]) if r.name != record.name]
+    write_models(record.directory, [*others, record])
     return record
-
-
-def _last_row(path: Path) -> dict[str, float]:
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    return {key: float(value) for key, value in rows[-1].items()}
 
 
 def reference_of(record: ModelRecord, template: Path) -> dict[str, Any]:
@@ -132,13 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         version=__version__,
         licence="Apache-2.0",
         source="trained by bmex_bids.training",
-        training={"Data": args.data},
+        training={"Data": args.data, "HeldOutLabelMaps": list(HELD_OUT)},
     )
     record = export(args.checkpoint, record, args.folder)
     if args.reference is not None:
-        record = replace(record, reference=reference_of(record, args.reference))
-        others = [r for r in list_models([args.folder]) if r.name != record.name]
-        write_models(args.folder, [*others, record])
+        record = enter(replace(record, reference=reference_of(record, args.reference)))
     print(json.dumps({"name": record.name, "sha256": record.sha256, "file": record.file}))
     return 0
 

@@ -28,7 +28,16 @@ def tissue_loss(scores: Tensor, tissue: Tensor) -> Tensor:
     return (entropy * chosen).sum() / chosen.sum()
 
 
-def enhancement_loss(output: Tensor, target: Tensor, brain: Tensor, weight: Tensor) -> Tensor:
+def enhancement_loss(
+    output: Tensor,
+    target: Tensor,
+    brain: Tensor,
+    weight: Tensor,
+    *,
+    absolute: float = 1.0,
+    squared: float = 2.0,
+    gradient: float = 0.5,
+) -> Tensor:
     """Absolute and squared error and the absolute error of the gradients, inside the brain.
 
     Args:
@@ -36,13 +45,16 @@ def enhancement_loss(output: Tensor, target: Tensor, brain: Tensor, weight: Tens
         target: (b, 1, x, y, z) clean image.
         brain: (b, 1, x, y, z) 1 inside the brain.
         weight: (b,) importance of each sample.
+        absolute: weight of the absolute error.
+        squared: weight of the squared error.
+        gradient: weight of the gradients' absolute error along each axis.
     """
     scale = weight.view(-1, 1, 1, 1, 1)
     count = brain.sum().clamp_min(1)
     error = (output - target) * brain
-    loss = (scale * (error.abs() + 2 * error**2)).sum() / count
+    loss = (scale * (absolute * error.abs() + squared * error**2)).sum() / count
     for axis in (2, 3, 4):
-        loss = loss + 0.5 * (scale * error.diff(dim=axis).abs()).sum() / count
+        loss = loss + gradient * (scale * error.diff(dim=axis).abs()).sum() / count
     return loss
 
 

@@ -1,0 +1,96 @@
+"""Networks to be trained: freshly initialised, and started from what another has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmex_bids.networks import TissueGuidedUNet
+from bmex_bids.weights import ModelRecord, WeightsError, new_network
+
+__all__ = ["at_scale_one", "averaged_state", "build", "groups", "take_over"]
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """The network of an architecture entry, freshly initialised.
+
+    Leaky-ReLU Kaiming weights; the enhancer's last layer starts near zero, so that the pair starts
+    as the identity where it predicts a difference.
+
+    Raises:
+        WeightsError: the entry is of no network that there is.
+    """
+    network = new_network(architecture, "the network's settings")
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, a=0.1)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if isinstance(network, TissueGuidedUNet):
+        enhance = network.enhance
+        nn.init.normal_((enhance.head2 if enhance.thin else enhance.unfold).weight, std=1e-3)
+    return network
+
+
+def averaged_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint, by the network's own names."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+    return {k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"}
+
+
+def at_scale_one(state: Mapping[str, Tensor], record: ModelRecord) -> dict[str, Tensor]:
+    """Weights of a model as they are for an input whose median is 1, as samples have it.
+
+    The published pairs want an input of their own scale. What they multiply it with is multiplied
+    by that scale, and their last batch normalisation divided by it: the same network.
+
+    Raises:
+        WeightsError: a model of another scale that is not such a pair.
+    """
+    scaled = dict(state)
+    if record.scale == 1.0:
+        return scaled
+    if record.architecture["name"] != "BMEXPair":
+        raise WeightsError(f"{record.name}: training cannot start from a model of scale "
+                           f"{record.scale:g}; choose one of scale 1")
+    for name in ("conv1.weight", "conv2_con.weight"):
+        scaled[name] = state[name] * record.scale
+    for name in ("bn32_recon.weight", "bn32_recon.bias"):
+        scaled[name] = state[name] / record.scale
+    return scaled
+
+
+def take_over(network: nn.Module, given: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Set every weight that is there under the same name in the same shape.
+
+    Returns:
+        How many were taken over, and how many the network has.
+    """
+    own = network.state_dict()
+    fits = {k: v.to(own[k].dtype) for k, v in given.items()
+            if k in own and own[k].shape == v.shape}
+    network.load_state_dict(own | fits)
+    return len(fits), len(own)
+
+
+def groups(
+    network: nn.Module, enhance_share: float
+) -> tuple[list[list[nn.Parameter]], list[float]]:
+    """Parameters with the same share of the learning rate, and that share.
+
+    In a pair the enhancer, whose last layers have no normalisation, wants a lower rate than the
+    classifier.
+    """
+    classifier: list[nn.Parameter] = []
+    enhancer: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        first = name.split(".")[0]
+        of_enhancer = first == "enhance" or first.endswith(("_recon", "_con"))
+        (enhancer if of_enhancer else classifier).append(parameter)
+    if not enhancer:
+        return [classifier], [1.0]
+    return [classifier, enhancer], [1.0, enhance_share]

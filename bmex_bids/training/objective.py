@@ -1,0 +1,79 @@
+"""What is minimised, and the numbers that are reported on the way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bmex_bids.training.losses import IGNORE, enhancement_loss, mask_loss, tissue_loss
+from bmex_bids.training.settings import Settings, architecture_of
+
+__all__ = ["forward", "mask_objective", "pair_objective"]
+
+
+def forward(
+    network: nn.Module, batch: dict[str, Tensor], settings: Settings, *, score: bool = True
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One batch through the network.
+
+    Args:
+        network: in train mode, on the batch's device.
+        batch: see :class:`bmex_bids.training.samples.Read`.
+        settings: ``precision`` is ``float32`` or ``bfloat16``.
+        score: count the voxels that are classified right, which costs time.
+
+    Returns:
+        The loss, and its parts without gradient.
+    """
+    given = batch["input"][:, None].contiguous(memory_format=torch.channels_last_3d)
+    with torch.autocast(
+        given.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+    ):
+        if architecture_of(settings).get("conditions"):
+            output = network(given, batch["condition"])
+        else:
+            output = network(given)
+    if settings.kind == "brainmask":
+        return mask_objective(output.float(), batch)
+    scores, enhanced = output[0].float(), output[1].float()
+    loss, record = pair_objective(scores, enhanced, batch, settings)
+    record["hit"] = (
+        _accuracy(scores.detach(), batch["tissue"], batch["brain"])
+        if score
+        else torch.tensor(torch.nan)
+    )
+    return loss, record
+
+
+def mask_objective(scores: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of brain extraction from the scores (b, 1, x, y, z)."""
+    loss = mask_loss(scores, (batch["brain"] > 0).float()[:, None])
+    return loss, {"mask": loss.detach()}
+
+
+def pair_objective(
+    scores: Tensor, enhanced: Tensor, batch: dict[str, Tensor], settings: Settings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a pair from tissue scores (b, 4, x, y, z) and the enhanced image (b, 1, x, y, z)."""
+    given, target = batch["input"][:, None], batch["target"][:, None]
+    inside = (batch["brain"] > 0).float()[:, None]
+    classes = tissue_loss(scores, batch["tissue"].to(torch.uint8))
+    wrong = ((given - target).abs() * inside).sum((1, 2, 3, 4))
+    wrong = wrong / inside.sum((1, 2, 3, 4)).clamp_min(1)
+    b = settings.balance
+    weight = 2 * b / (wrong + b) if b else torch.ones_like(wrong)
+    error = enhancement_loss(
+        enhanced, target, inside, weight,
+        absolute=settings.absolute, squared=settings.squared, gradient=settings.gradient,
+    )
+    with torch.no_grad():
+        before = ((given - target).abs() * inside).sum()
+        ratio = ((enhanced - target).abs() * inside).sum() / before.clamp_min(1e-6)
+    loss = settings.tissue_weight * classes + settings.enhance_weight * error
+    return loss, {"tissue": classes.detach(), "enhance": error.detach(), "ratio": ratio}
+
+
+def _accuracy(scores: Tensor, tissue: Tensor, brain: Tensor) -> Tensor:
+    """Share of the brain's voxels of known class that are classified right; NaN without any."""
+    known = (tissue != IGNORE) & (brain > 0)
+    return ((scores.argmax(1) == tissue) & known).sum() / known.sum()

@@ -1,0 +1,112 @@
+"""Patches of the samples in a pool, read ahead of the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from bmex_bids.brainmask import head_gain
+from bmex_bids.training.settings import Settings
+from bmex_bids.training.stages import CONDITIONS
+
+__all__ = ["Read", "condition_of", "read_ahead", "sample_paths"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """One batch, with what is needed to go on after it.
+
+    Attributes:
+        batch: ``input``, ``target`` (b, x, y, z) float32 and ``tissue``, ``brain``, ``condition``
+            as the samples have them.
+        generator: state of the generator after the batch was drawn.
+        pool: samples that there were to draw from.
+    """
+
+    batch: dict[str, Tensor]
+    generator: Tensor
+    pool: int
+
+
+def condition_of(given: Tensor | None) -> int:
+    """The number of a sample's condition; the first pools, of one condition, do not say it."""
+    return CONDITIONS.index("T1w-24") if given is None else int(given)
+
+
+def sample_paths(folder: Path) -> list[Path]:
+    """The samples of a pool, sorted.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    paths = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
+    if not paths:
+        raise FileNotFoundError(f"no samples in {folder}")
+    return paths
+
+
+def read_ahead(
+    folder: Path, settings: Settings, generator: torch.Generator, step: int
+) -> Generator[Read, None, None]:
+    """The batches from a step on, each read while the network works on the one before.
+
+    The pool is listed again at every report, so that it may grow.
+    """
+    pool: list[Path] = []
+    gains: dict[Path, float] = {}
+
+    def read(number: int) -> Read:
+        if not pool or number % settings.every == 0:
+            pool[:] = sample_paths(folder)
+        rows = []
+        for _ in range(settings.batch):
+            path = pool[int(torch.randint(0, len(pool), (1,), generator=generator))]
+            rows.append(_patch(path, settings, generator, gains))
+        batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        return Read(batch, generator.get_state(), len(pool))
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, step)
+        for coming_step in range(step + 1, settings.steps + 1):
+            current = coming.result()
+            if coming_step < settings.steps:
+                coming = reader.submit(read, coming_step)
+            yield current
+
+
+def _patch(
+    path: Path, settings: Settings, generator: torch.Generator, gains: dict[Path, float]
+) -> dict[str, Tensor]:
+    """One random patch of a sample, flipped and scaled at random, zero-padded where needed."""
+    side, masking = settings.patch, settings.kind == "brainmask"
+    with safe_open(path, framework="pt") as sample:
+        keys = [key for key in sample.keys() if key != "condition"]
+        condition = sample.get_tensor("condition") if len(keys) < len(sample.keys()) else None
+        cut: list[slice] = []
+        pads: list[int] = []
+        for size in sample.get_slice("input").get_shape():
+            room = size - side
+            low = int(torch.randint(0, max(room, 0) + 1, (1,), generator=generator))
+            cut.append(slice(low, min(low + side, size)))
+            pads = [0, max(-room, 0), *pads]
+        out = {key: sample.get_slice(key)[cut[0], cut[1], cut[2]].float() for key in keys}
+        if masking and path not in gains:  # that of the whole head, as in the app
+            gains[path] = head_gain(sample.get_tensor("input").float().numpy())
+    flips = [a for a in range(3) if float(torch.rand(1, generator=generator)) < (0.5, 0.2, 0.2)[a]]
+    for key, value in out.items():
+        value = torch.nn.functional.pad(value, pads, value=0)
+        out[key] = value.flip(flips) if flips else value
+    spread = 0.2 if masking else 0.1
+    gain = gains.get(path, 1.0) * math.exp(spread * float(torch.randn(1, generator=generator)))
+    out["input"] = (out["input"] * gain).clamp(0, 4)
+    if "target" in out:
+        out["target"] = out["target"] * gain
+        out["condition"] = torch.tensor(condition_of(condition))
+    return out
