@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +110,8 @@ def _fresh(settings: Settings, compute: Compute, ranks: Ranks) -> _Parts:
     """Network, average, optimiser and generator of a run at its beginning."""
     torch.manual_seed(settings.seed)
     network = build(architecture_of(settings)).to(compute.device)
-    network = network.to(memory_format=torch.channels_last_3d)
-    multiple = int(network.multiple)  # type: ignore[arg-type]
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    multiple = int(cast(int, network.multiple))
     if settings.patch % multiple:
         raise SettingsError(f"patch {settings.patch}: expected a multiple of {multiple}")
     decay = functools.partial(_running, most=settings.average)

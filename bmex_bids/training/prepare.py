@@ -69,7 +69,7 @@ def prepare(scan: Scan, how: Preparation) -> dict[str, Tensor]:
     box = _box(mask, image.zooms)
     affine = image.affine.copy()
     affine[:3, 3] += image.affine[:3, :3] @ [cut.start for cut in box]
-    corrected = volume[box] / intensity.bias_field(volume[box], mask[box], image.zooms)
+    corrected: Array = volume[box] / intensity.bias_field(volume[box], mask[box], image.zooms)
     grid = model_grid(corrected.shape, affine, how.grid_mm, mask=mask[box], margin=how.around)
     inside = conform(mask[box].astype(np.float32), grid, order=1) > 0.5
     head = np.maximum(conform(corrected, grid), 0)
@@ -129,7 +129,8 @@ def _given_labels(
         there = (classes == tissue).astype(np.float32)
         native = onto_grid(there, given.affine, image.data.shape, image.affine)
         shares.append(conform(native[box], grid, order=1))
-    return np.asarray(KNOWN, np.uint8)[np.stack(shares).argmax(0)]
+    nearest: Labels = np.asarray(KNOWN, np.uint8)[np.stack(shares).argmax(0)]
+    return nearest
 
 
 def _own_labels(brain: Array, model: ModelRecord, compute: Compute) -> Labels:
