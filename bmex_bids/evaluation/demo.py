@@ -140,7 +140,7 @@ def _picture(figures: Path, stem: str, target: Path) -> None:
     """Put the report's pictures before and after side by side, 1600 pixels wide."""
     from PIL import Image
 
-    panels = [Image.open(figures / f"{stem}_desc-{when}_T1w.png") for when in ("before", "after")]
+    panels = [Image.open(figures / f"{stem}_desc-{when}_T1w.jpg") for when in ("before", "after")]
     width, height = panels[0].size
     both = Image.new("RGB", (2 * width, height))
     for place, panel in enumerate(panels):
