@@ -129,12 +129,14 @@ def enhance_run(
         preproc[box] = _blended(preproc[box], bias, restored - corrected, inside, image.zooms)
     with clock.step("measure"):
         numbers = _measure(given, corrected, restored, enhanced, labels, inside, image.zooms)
-        scaled = _one_factor(given, inside, record)
+        factor = _input_factor(given, inside, record)
+        scaled = (given * np.float32(factor)).astype(np.float32)
         histograms = _histograms(scaled, enhanced, inside, record)
         histograms |= _tissue_histograms(scaled, enhanced, labels)
         numbers |= _distances(histograms) | _medians(scaled, enhanced, labels)
         flags = (*_flags(numbers, image, mask, origin), *notes)
     provenance = _provenance(job, settings, record, mask_model, origin, bias[inside], anchors)
+    provenance["IntensityScale"]["InputFactor"] = factor
     provenance["Notes"] = [*image.notes, *notes]
     coarse = max(image.zooms) > 1.05 * record.grid_mm
     keep = not settings.measure_only
@@ -338,10 +340,10 @@ def _measure(
     }
 
 
-def _one_factor(volume: Array, mask: Mask, record: ModelRecord) -> Array:
-    """The input brought near the common scale by a single factor, the brain's median."""
+def _input_factor(volume: Array, mask: Mask, record: ModelRecord) -> float:
+    """The single factor, of the brain's median, that brings the input near the common scale."""
     middle = float((record.reference or {}).get("Median", 300.0))
-    return (volume * np.float32(middle * intensity.brain_gain(volume, mask))).astype(np.float32)
+    return middle * intensity.brain_gain(volume, mask)
 
 
 def _histograms(
