@@ -58,11 +58,16 @@ class Options:
     uncertainty: bool = False
     measure_only: bool = False
     reports_only: bool = False
+    site_column: str | None = None
     overwrite: bool = False
     device: str = "auto"
     precision: str = "auto"
     nprocs: int = 1
     omp_nthreads: int | None = None
+    executor: str = "local"
+    dask_scheduler: str | None = None
+    jobs: int = 1
+    cluster_config: Path | None = None
     mem: int | None = None
     seed: int = 0
     work_dir: Path | None = None
@@ -96,6 +101,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         parser.error(
             "--dry-run shows the plan of the participant level; drop it, or write participant"
         )
+    if (given["executor"] == "dask") != (given["dask_scheduler"] is not None):
+        parser.error("--executor dask and --dask-scheduler ADDRESS belong together")
     frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return Options(**frozen)
 
@@ -226,7 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_input(parser.add_argument_group("which images"))
     _add_model(parser.add_argument_group("age and model"))
     _add_output(parser.add_argument_group("what to do"))
+    _add_group(parser.add_argument_group("group level"))
     _add_compute(parser.add_argument_group("computer"))
+    _add_cluster(parser.add_argument_group("cluster"))
     other = parser.add_argument_group("other")
     add = other.add_argument
     add(
@@ -312,6 +321,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_group(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--site-column",
+        metavar="NAME",
+        help="column of participants.tsv that names the site (default: the scanner's fields)",
+    )
+
+
 def _add_compute(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--device", default="auto", type=_device, help="auto (default), cpu, cuda or cuda:N")
@@ -336,6 +353,29 @@ def _add_compute(group: argparse._ArgumentGroup) -> None:
         type=_path,
         metavar="DIR",
         help="folder for temporary files (default: the system's), kept afterwards",
+    )
+
+
+def _add_cluster(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--executor",
+        default="local",
+        choices=["local", "dask", "slurm", "pbs", "sge"],
+        help="where runs are computed: here (default), by the workers of a Dask scheduler, or in "
+        "jobs of a batch system; needs pip install 'bmex-bids[hpc]'",
+    )
+    add(
+        "--dask-scheduler",
+        metavar="ADDRESS",
+        help="of a scheduler that runs, e.g. tcp://node1:8786, or its scheduler file",
+    )
+    add("--jobs", default=1, type=_count, metavar="N", help="jobs to submit (default: 1)")
+    add(
+        "--cluster-config",
+        type=_path,
+        metavar="YAML",
+        help="options of the site in Dask's format: jobqueue: slurm: queue: ...",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bmex_bids.bids import Job, output_stem, write_dataset_files
 from bmex_bids.claims import claimed, present, run_claim
+from bmex_bids.cluster import cluster
 from bmex_bids.executor import Execute, in_processes, in_turn, shared
 from bmex_bids.jobs import (
     Outcome,
@@ -26,21 +26,20 @@ from bmex_bids.jobs import (
     run_job,
     write_crash,
 )
-from bmex_bids.layout import InputError, Selection, read_filters
+from bmex_bids.layout import InputError
 from bmex_bids.options import Options
 from bmex_bids.participants import check_site_column
-from bmex_bids.plan import Request, format_plan, is_finished, plan_jobs
+from bmex_bids.plan import format_plan, is_finished, plan_jobs
+from bmex_bids.resources import request_of, settings_of, threads_of
 from bmex_bids.start import check_paths, logging_to, new_name, scratch
 from bmex_bids.validation import validate
 
 if TYPE_CHECKING:
     from bmex_bids.pipeline import Settings
 
-__all__ = ["request_of", "run"]
+__all__ = ["run"]
 
 log = logging.getLogger("bmex")
-
-OWN_BYTES = 2**30  # of a process beside the networks: libraries, the image, its outputs
 
 
 def run(options: Options) -> int:
@@ -68,32 +67,6 @@ def run(options: Options) -> int:
         return _group(options) if options.analysis_level == "group" else _participant(options, jobs)
 
 
-def request_of(options: Options) -> Request:
-    """Return what the plan needs of the options."""
-    path = options.bids_filter_file
-    return Request(
-        bids_dir=options.bids_dir,
-        output_dir=options.output_dir,
-        selection=Selection(
-            participants=options.participant_label,
-            sessions=options.session_label,
-            suffixes=options.suffix,
-            filters=read_filters(path) if path else {},
-            database_dir=options.bids_database_dir,
-        ),
-        derivatives=tuple(path for _, path in options.derivatives),
-        age_months=options.age_months,
-        stage=options.stage,
-        models_dir=options.models_dir,
-        model_set=options.model_set,
-        overwrite=options.overwrite,
-        measure_only=options.measure_only,
-        high_res=options.high_res,
-        uncertainty=options.uncertainty,
-        reports_only=options.reports_only,
-    )
-
-
 def _participant(options: Options, jobs: Sequence[Job]) -> int:
     out = options.output_dir
     if not any(job.wanted for job in jobs):
@@ -107,7 +80,8 @@ def _participant(options: Options, jobs: Sequence[Job]) -> int:
             log.warning("BIDS: %s", line)
     for label in sorted(set(options.participant_label) - {job.entities["sub"] for job in jobs}):
         log.warning("sub-%s: no %s image", label, " or ".join(options.suffix))
-    settings = None if options.reports_only else _settings(options)
+    here = options.executor == "local" and not options.reports_only
+    settings = settings_of(options) if here else None
     try:
         with claimed(run_claim(out, "dataset"), wait=True):
             write_dataset_files(out, options.bids_dir)
@@ -144,72 +118,21 @@ def _group(options: Options) -> int:
     return 1 if outcome.failed else 0
 
 
-def _settings(options: Options) -> Settings:
-    """Resolve device, precision, memory and models; what is missing is an error here."""
-    threads = options.omp_nthreads or max(1, _cores() // options.nprocs)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch on import, here and in workers
-    from bmex_bids.inference import resolve
-    from bmex_bids.pipeline import Settings
-    from bmex_bids.weights import WeightsError, list_models, models_dir
-
-    try:
-        compute = resolve(options.device, options.precision)
-        models = tuple(list_models(models_dir(options.models_dir)))
-    except (WeightsError, ValueError, OSError) as error:
-        raise InputError(str(error)) from error
-    if compute.device == "cpu":
-        compute = replace(compute, max_bytes=_bytes_per_run(options))
-    return Settings(
-        compute=compute,
-        models=models,
-        measure_only=options.measure_only,
-        high_res=options.high_res,
-        uncertainty=options.uncertainty,
-        seed=options.seed,
-        model_set=options.model_set,
-    )
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _bytes_per_run(options: Options) -> int:
-    """Return what the networks of one run may hold, in bytes."""
-    import psutil
-
-    total = options.mem or psutil.virtual_memory().available
-    if options.mem is None:
-        for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2 and 1
-            try:
-                total = min(total, int(Path("/sys/fs/cgroup", name).read_text()))
-            except (OSError, ValueError):
-                continue
-    share = total // options.nprocs
-    if share <= OWN_BYTES:
-        raise InputError(
-            f"{share / 2**30:.1f} GiB of memory for each of {options.nprocs} runs at a time is too "
-            "little; raise --mem or lower --nprocs"
-        )
-    return int(share - OWN_BYTES)
-
-
 def _loop(jobs: Sequence[Job], options: Options, settings: Settings | None) -> list[Outcome]:
     """Run what is to be run, where the options say."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     out, request = options.output_dir, request_of(options)
-    todo = [job for job in jobs if job.action == "enhance"]
-    todo += [
-        job for job in jobs if job.action == "done" and (settings is None or _unfinished(out, job))
-    ]
+
+    def to_draw(job: Job) -> bool:
+        return options.reports_only or _unfinished(out, job)
 
     def finished(job: Job) -> bool:
-        return settings is not None and is_finished(job, request) and not _unfinished(out, job)
+        return not to_draw(job) and is_finished(job, request)
+
+    todo = [job for job in jobs if job.action == "enhance"]
+    todo += [job for job in jobs if job.action == "done" and to_draw(job)]
 
     outcomes: list[Outcome] = []
     terminal = sys.stderr.isatty()
@@ -222,7 +145,10 @@ def _loop(jobs: Sequence[Job], options: Options, settings: Settings | None) -> l
             bar.set_postfix_str(text)
             log.debug(text)
 
-        execute = _executor(options, settings, len(todo), step)
+        if options.executor == "local" or not todo:
+            execute = _executor(options, settings, len(todo), step)
+        else:
+            execute = stack.enter_context(cluster(options))
         results = stack.enter_context(closing(shared(todo, execute, out=out, finished=finished)))
         for outcome in results:
             outcomes.append(outcome)
@@ -237,13 +163,13 @@ def _loop(jobs: Sequence[Job], options: Options, settings: Settings | None) -> l
 def _executor(
     options: Options, settings: Settings | None, count: int, step: Callable[[str], None]
 ) -> Execute:
-    """Return what computes the runs: this process, or several."""
+    """Return what computes the runs on this machine: this process, or several."""
     out = options.output_dir
     work = functools.partial(
         run_job,
         out=out,
         settings=settings,
-        threads=int(os.environ.get("OMP_NUM_THREADS", 0)) if settings else 0,
+        threads=threads_of(options) if settings else 0,
         finished=functools.partial(is_finished, request=request_of(options)),
     )
     if options.nprocs > 1 and count > 1:
