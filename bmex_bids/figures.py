@@ -1,50 +1,55 @@
-"""Pictures of anatomy: slices in three orientations as PNG, all pictures of a run cut alike.
+"""Still pictures of anatomy: slices in three orientations, all pictures of a run cut alike.
 
-Neurological convention: the left of the picture is the patient's left. World space is RAS+ mm.
+They are what is printed, and what a browser without JavaScript shows. Neurological convention: the
+left of the picture is the patient's left. World space is RAS+ mm.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
 
 from bmex_bids.bids import atomic_path
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 __all__ = [
     "CONVENTION",
-    "TISSUE_COLOURS",
+    "MASK_COLOURS",
     "Montage",
-    "anatomy_png",
-    "contours_png",
+    "brain_crop",
+    "colour_table",
+    "draw_anatomy",
+    "draw_contours",
+    "draw_residual",
+    "draw_uncertainty",
     "montage_image",
     "plan_montage",
     "residual_limit",
-    "residual_png",
     "shared_window",
-    "uncertainty_png",
+    "uncertainty_limit",
 ]
 
 Array = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Crop = tuple[slice, slice, slice]
 
 CONVENTION = "Neurological convention: the patient's left is on the left"
-# Told apart by their lightness too, so also without colour vision (Okabe and Ito's palette).
-TISSUE_COLOURS = {"CSF": "#56B4E9", "GM": "#D55E00", "WM": "#F0E442"}
-MASK_COLOUR = "#FFFFFF"
-# Colours of a map: odd, so that no change is exactly the middle; with 56 greys they fit a palette.
-LEVELS = 199
+# Outlines, the outer one first. Told apart by their lightness too, so also without colour vision
+# (Okabe and Ito's palette).
+MASK_COLOURS = {"brain mask": "#56B4E9", "grey matter": "#D55E00", "white matter": "#F0E442"}
+LEVELS = 201  # of a map: odd, so that no change is exactly the middle
 LIGHT, DARK = "#F2F2F2", "#111111"  # ink on black and on white pictures
-WIDTH, GAP, HEADER, FOOTER = 1600, 4, 40, 40  # pixels
+WIDTH, GAP, HEADER, FOOTER = 1600, 4, 40, 44  # pixels
+QUALITY = 82  # of the JPEG files
 MARGIN = 0.07  # of the brain's longest side: head shown around it
 # Axis cut, axes across and up, where to cut (share of the brain's extent), ends of the axis across.
 VIEWS = (
@@ -80,34 +85,52 @@ class Montage:
     """
 
     orientation: npt.NDArray[np.float64]
-    crop: tuple[slice, slice, slice]
+    crop: Crop
     shape: tuple[int, int]
     tiles: tuple[Tile, ...]
 
 
-def plan_montage(mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64]) -> Montage:
+def brain_crop(
+    mask: Mask, affine: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], Crop, Crop]:
+    """Find what to show: the brain and a margin around it.
+
+    Args:
+        mask: (x, y, z) bool; everything counts as brain when it is empty.
+        affine: (4, 4) voxel -> RAS+ mm.
+
+    Returns:
+        The (3, 2) nibabel orientation from the array's axes to RAS+, and along R, A and S the part
+        shown and the brain's own extent.
+    """
+    orientation = nib.orientations.io_orientation(affine)
+    ras = nib.orientations.apply_orientation(mask, orientation)
+    zooms = nib.affines.voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, mask.shape))
+    if not ras.any():
+        ras = np.ones_like(ras)
+    bounds = []
+    for axis in range(3):
+        inside = np.flatnonzero(ras.any(axis=tuple(a for a in range(3) if a != axis)))
+        bounds.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    longest = max((b.stop - b.start) * zoom for b, zoom in zip(bounds, zooms, strict=True))
+    margins = [int(round(MARGIN * longest / zoom)) for zoom in zooms]
+    crop = [
+        slice(max(0, b.start - margin), min(size, b.stop + margin))
+        for b, margin, size in zip(bounds, margins, ras.shape, strict=True)
+    ]
+    return orientation, (crop[0], crop[1], crop[2]), (bounds[0], bounds[1], bounds[2])
+
+
+def plan_montage(mask: Mask, affine: npt.NDArray[np.float64]) -> Montage:
     """Choose slices and layout from the brain mask.
 
     Args:
         mask: (x, y, z) bool; the whole volume is shown when it is empty.
         affine: (4, 4) voxel -> RAS+ mm. An oblique image is cut along its own axes.
     """
-    orientation = nib.orientations.io_orientation(affine)
-    ras = nib.orientations.apply_orientation(mask, orientation)
+    orientation, crop, brain = brain_crop(mask, affine)
     ras_affine = affine @ nib.orientations.inv_ornt_aff(orientation, mask.shape)
     zooms = nib.affines.voxel_sizes(ras_affine)
-    if not ras.any():
-        ras = np.ones_like(ras)
-    bounds = []
-    for axis in range(3):
-        inside = np.flatnonzero(ras.any(axis=tuple(a for a in range(3) if a != axis)))
-        bounds.append((int(inside[0]), int(inside[-1]) + 1))
-    longest = max((high - low) * zoom for (low, high), zoom in zip(bounds, zooms, strict=True))
-    margins = [int(round(MARGIN * longest / zoom)) for zoom in zooms]
-    crop = tuple(
-        slice(max(0, low - margin), min(size, high + margin))
-        for (low, high), margin, size in zip(bounds, margins, ras.shape, strict=True)
-    )
     extents = [(part.stop - part.start) * zoom for part, zoom in zip(crop, zooms, strict=True)]
     rows = [len(cuts) * extents[across] for _, _, across, _, cuts, _ in VIEWS]
     pixel_mm = max(rows) / (WIDTH - 4 * GAP)
@@ -116,17 +139,17 @@ def plan_montage(mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64]) -
     for name, axis, across, up, cuts, ends in VIEWS:
         row_width = len(cuts) * (pixels[across] + GAP) - GAP
         left = (WIDTH - row_width) // 2
+        low, high = brain[axis].start, brain[axis].stop
         for share in cuts:
-            low, high = bounds[axis]
             index = min(high - 1, int(low + share * (high - low)))
-            centre = np.array([(low + high - 1) / 2 for low, high in bounds])
+            centre = np.array([(part.start + part.stop - 1) / 2 for part in brain])
             centre[axis] = index
             mm = float(nib.affines.apply_affine(ras_affine, centre)[axis])
             title = f"{name} = {mm:.0f} mm".replace("-", "\N{MINUS SIGN}")
             tiles.append(Tile(axis, index, top, left, pixels[up], pixels[across], title, ends))
             left += pixels[across] + GAP
         top += pixels[up] + GAP
-    return Montage(orientation, (crop[0], crop[1], crop[2]), (top - GAP, WIDTH), tuple(tiles))
+    return Montage(orientation, crop, (top - GAP, WIDTH), tuple(tiles))
 
 
 def montage_image(volume: npt.NDArray[Any], montage: Montage, *, fill: float = 0.0) -> Array:
@@ -152,7 +175,7 @@ def montage_image(volume: npt.NDArray[Any], montage: Montage, *, fill: float = 0
     return canvas
 
 
-def shared_window(mask: npt.NDArray[np.bool_], volumes: Sequence[Array]) -> tuple[float, float]:
+def shared_window(mask: Mask, volumes: Sequence[Array]) -> tuple[float, float]:
     """Return one intensity window (low, high) for several pictures of the same brain.
 
     Low is the darkest 0.5 % of the first volume, high the brightest 0.2 % of any brain, plus 5 %.
@@ -165,7 +188,27 @@ def shared_window(mask: npt.NDArray[np.bool_], volumes: Sequence[Array]) -> tupl
     return low, high + 0.05 * (high - low)
 
 
-def anatomy_png(
+def residual_limit(residual: Array, mask: Mask) -> float:
+    """Return a round limit, in the residual's unit, that 99 % of it inside the mask keep to."""
+    inside = np.abs(residual[mask]) if mask.any() else np.abs(residual)
+    reached = float(np.percentile(inside, 99))
+    return next((float(x) for x in (1, 2, 5, 10, 20, 30, 50) if x >= reached), 100.0)
+
+
+def uncertainty_limit(uncertainty: Array, mask: Mask) -> float:
+    """Return the limit that 99.5 % of a map inside the mask keep to; 1 where it is 0."""
+    inside = uncertainty[mask] if mask.any() else uncertainty
+    return float(np.percentile(inside, 99.5)) or 1.0
+
+
+def colour_table(colours: str, levels: int) -> npt.NDArray[np.uint8]:
+    """Return (levels, 3) colours of one of matplotlib's maps."""
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps[colours](np.linspace(0, 1, levels), bytes=True)[:, :3])
+
+
+def draw_anatomy(
     path: Path,
     volume: Array,
     montage: Montage,
@@ -175,186 +218,147 @@ def anatomy_png(
     note: str,
 ) -> None:
     """Write the plain slices of one volume in grey, with the window stated on the picture."""
-    figure, _ = _canvas(montage, title, LIGHT)
-    _footer(figure, montage, f"Window {window[0]:.4g} to {window[1]:.4g}, {note}", LIGHT)
-    picture = _coloured(montage_image(volume, montage, fill=window[0]), "gray", window)
-    _save(path, figure, picture, "gray")
+    page = _page(montage, _grey(volume, montage, window), LIGHT, title)
+    _footer(page, f"Window {window[0]:.4g} to {window[1]:.4g}, {note}", LIGHT)
+    _save(path, page.convert("L"))
 
 
-def contours_png(
+def draw_contours(
     path: Path,
     volume: Array,
-    labels: npt.NDArray[np.uint8],
-    mask: npt.NDArray[np.bool_],
+    masks: Mapping[str, Mask],
     montage: Montage,
     window: tuple[float, float],
     *,
     title: str,
 ) -> None:
-    """Write slices with the outlines of the tissues (1 CSF, 2 GM, 3 WM) and of the brain mask."""
-    figure, axes = _canvas(montage, title, LIGHT)
-    for value, colour in enumerate(TISSUE_COLOURS.values(), 1):
-        _outline(axes, labels == value, montage, colour, 0.8)
-    _outline(axes, mask, montage, MASK_COLOUR, 1.2)
-    _footer(figure, montage, f"Window {window[0]:.4g} to {window[1]:.4g}", LIGHT)
-    height, right = _height(montage), 0.995
-    for name, colour in [("brain mask", MASK_COLOUR), *reversed(TISSUE_COLOURS.items())]:
-        label = f"\N{BLACK SQUARE} {name}"
-        y = 1 - HEADER / 2 / height
-        style: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 14}
-        figure.text(right, y, label, color=colour, fontweight="bold", **style)
-        right -= (len(label) * 12 + 22) / WIDTH
-    picture = _coloured(montage_image(volume, montage, fill=window[0]), "gray", window)
-    _save(path, figure, picture)
+    """Write slices with the outlines of nested regions, named as in ``MASK_COLOURS``."""
+    picture = _grey(volume, montage, window)
+    for name, region in masks.items():
+        picture[_outline(region, montage)] = _rgb(MASK_COLOURS[name])
+    page = _page(montage, picture, LIGHT, title)
+    _footer(page, f"Window {window[0]:.4g} to {window[1]:.4g}", LIGHT)
+    right = float(WIDTH - 8)
+    for name in reversed(masks):
+        label, font = f"\N{BLACK SQUARE} {name}", _font(20, bold=True)
+        style: dict[str, Any] = {"font": font, "fill": MASK_COLOURS[name], "anchor": "rm"}
+        ImageDraw.Draw(page).text((right, HEADER / 2), label, **style)
+        right -= font.getlength(label) + 22
+    _save(path, page)
 
 
-def residual_limit(residual: Array, mask: npt.NDArray[np.bool_]) -> float:
-    """Return a round limit, in the residual's unit, that 99 % of it inside the mask keep to."""
-    inside = np.abs(residual[mask]) if mask.any() else np.abs(residual)
-    reached = float(np.percentile(inside, 99))
-    return next((float(x) for x in (1, 2, 5, 10, 20, 30, 50) if x >= reached), 100.0)
-
-
-def residual_png(
-    path: Path,
-    residual: Array,
-    mask: npt.NDArray[np.bool_],
-    montage: Montage,
-    *,
-    title: str,
-    unit: str,
+def draw_residual(
+    path: Path, residual: Array, mask: Mask, montage: Montage, *, title: str, unit: str
 ) -> None:
     """Write a signed difference in percent with a symmetric colour bar; white is no change."""
     limit = residual_limit(residual, mask)
-    figure, axes = _canvas(montage, title, DARK)
-    _outline(axes, mask, montage, "#444444", 0.7)
-    _footer(figure, montage, "", DARK)
-    ticks = [-limit, -limit / 2, 0, limit / 2, limit]
-    _colour_bar(figure, montage, "RdBu_r", ticks, unit, DARK)
-    picture = _coloured(montage_image(residual, montage), "RdBu_r", (-limit, limit), LEVELS)
-    _save(path, figure, picture, "RdBu_r")
+    table = colour_table("RdBu_r", LEVELS)
+    table[LEVELS // 2] = 255
+    picture = _coloured(montage_image(residual, montage), (-limit, limit), table)
+    picture[_outline(mask, montage)] = _rgb("#444444")
+    page = _page(montage, picture, DARK, title)
+    _footer(page, "", DARK)
+    _colour_bar(page, table, [-limit, -limit / 2, 0, limit / 2, limit], unit, DARK)
+    _save(path, page)
 
 
-def uncertainty_png(
-    path: Path, uncertainty: Array, mask: npt.NDArray[np.bool_], montage: Montage, *, title: str
+def draw_uncertainty(
+    path: Path, uncertainty: Array, mask: Mask, montage: Montage, *, title: str, unit: str
 ) -> None:
-    """Write the voxelwise standard deviation with a sequential colour bar from 0."""
-    inside = uncertainty[mask] if mask.any() else uncertainty
-    limit = float(np.percentile(inside, 99.5)) or 1.0
-    figure, _ = _canvas(montage, title, LIGHT)
-    _footer(figure, montage, "", LIGHT)
-    ticks = [0, limit / 2, limit]
-    _colour_bar(figure, montage, "inferno", ticks, "standard deviation, common scale", LIGHT)
-    picture = _coloured(montage_image(uncertainty, montage), "inferno", (0, limit), LEVELS)
-    _save(path, figure, picture, "inferno")
+    """Write a map of spread with a sequential colour bar from 0."""
+    limit = uncertainty_limit(uncertainty, mask)
+    table = colour_table("inferno", LEVELS)
+    picture = _coloured(montage_image(uncertainty, montage), (0, limit), table)
+    page = _page(montage, picture, LIGHT, title)
+    _footer(page, "", LIGHT)
+    _colour_bar(page, table, [0, limit / 2, limit], unit, LIGHT)
+    _save(path, page)
 
 
-def _height(montage: Montage) -> int:
-    return montage.shape[0] + HEADER + FOOTER
+@functools.cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return the font that matplotlib brings along, so that every machine draws the same."""
+    import matplotlib
+
+    name = f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
 
 
-def _canvas(montage: Montage, title: str, ink: str) -> tuple[Figure, Axes]:
-    """Return a transparent figure, one of its pixels per montage pixel, with title and sides.
-
-    It is laid over the picture: only lines and text are drawn by matplotlib.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
-
-    height = _height(montage)
-    figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100)
-    figure.set_facecolor("none")
-    y = 1 - HEADER / 2 / height
-    style: dict[str, Any] = {"color": ink, "va": "center", "parse_math": False}
-    figure.text(0.005, y, title, fontsize=16, fontweight="bold", **style)
-    axes = figure.add_axes((0, FOOTER / height, 1, montage.shape[0] / height))
-    axes.set_axis_off()
-    axes.set_xlim(-0.5, WIDTH - 0.5)
-    axes.set_ylim(montage.shape[0] - 0.5, -0.5)
+def _page(montage: Montage, picture: npt.NDArray[np.uint8], ink: str, title: str) -> Pillow.Image:
+    """Return the (height, width, 3) picture with a title above it, its sides and positions."""
+    ground = tuple(int(v) for v in picture[0, 0])
+    page = Pillow.new("RGB", (WIDTH, montage.shape[0] + HEADER + FOOTER), ground)
+    page.paste(Pillow.fromarray(picture), (0, HEADER))
+    draw = ImageDraw.Draw(page)
+    draw.text((8, HEADER / 2), title, font=_font(22, bold=True), fill=ink, anchor="lm")
     side = "#B8D8FF" if ink == LIGHT else DARK
-    halo = withStroke(linewidth=3, foreground="#000000" if ink == LIGHT else "#FFFFFF")
+    halo = "#000000" if ink == LIGHT else "#FFFFFF"
+    style: dict[str, Any] = {"fill": side, "stroke_width": 2, "stroke_fill": halo}
     for tile in montage.tiles:
-        middle, right = tile.top + tile.height / 2, tile.left + tile.width
-        style = {"color": side, "fontsize": 12, "va": "center", "path_effects": [halo]}
-        axes.text(tile.left + 4, middle, tile.ends[0], ha="left", fontweight="bold", **style)
-        axes.text(right - 4, middle, tile.ends[1], ha="right", fontweight="bold", **style)
-        axes.text(tile.left + 6, tile.top + tile.height - 12, tile.title, ha="left", **style)
-    return figure, axes
+        top, right = tile.top + HEADER, tile.left + tile.width
+        middle, bold = top + tile.height / 2, _font(18, bold=True)
+        draw.text((tile.left + 4, middle), tile.ends[0], font=bold, anchor="lm", **style)
+        draw.text((right - 4, middle), tile.ends[1], font=bold, anchor="rm", **style)
+        place = (tile.left + 6, top + tile.height - 12)
+        draw.text(place, tile.title, font=_font(16), anchor="lm", **style)
+    return page
 
 
-def _footer(figure: Figure, montage: Montage, text: str, ink: str) -> None:
+def _footer(page: Pillow.Image, text: str, ink: str) -> None:
     """Write the convention, and what is to be said about the window."""
-    y = FOOTER / 2 / _height(montage)
-    style: dict[str, Any] = {"color": ink, "va": "center", "fontsize": 13, "parse_math": False}
-    figure.text(0.005, y, text, **style)
-    figure.text(0.995, y, CONVENTION, ha="right", **style)
+    draw, y = ImageDraw.Draw(page), page.height - FOOTER / 2
+    draw.text((8, y), text, font=_font(18), fill=ink, anchor="lm")
+    draw.text((WIDTH - 8, y), CONVENTION, font=_font(18), fill=ink, anchor="rm")
 
 
 def _colour_bar(
-    figure: Figure, montage: Montage, colours: str, ticks: Sequence[float], unit: str, ink: str
+    page: Pillow.Image, table: npt.NDArray[np.uint8], ticks: Sequence[float], unit: str, ink: str
 ) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    """Draw the colours with their values at the lower left."""
+    left, width, height, top = 40, 440, 14, page.height - FOOTER + 4
+    line = table[np.linspace(0, len(table) - 1, width).astype(int)]
+    page.paste(Pillow.fromarray(np.repeat(line[None], height, axis=0)), (left, top))
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((left - 1, top - 1, left + width, top + height), outline=ink)
+    for tick in ticks:
+        x = left + (tick - ticks[0]) / (ticks[-1] - ticks[0]) * (width - 1)
+        text = f"{tick:+.3g}" if ticks[0] < 0 and tick else f"{tick:.3g}"
+        draw.line((x, top + height, x, top + height + 4), fill=ink)
+        draw.text((x, top + height + 13), text, font=_font(15), fill=ink, anchor="mm")
+    place = (left + width + 22, page.height - FOOTER / 2)
+    draw.text(place, unit, font=_font(18), fill=ink, anchor="lm")
 
-    height = _height(montage)
-    axes = figure.add_axes((0.02, 22 / height, 0.28, 12 / height))
-    scale = ScalarMappable(Normalize(ticks[0], ticks[-1]), colours)
-    bar = figure.colorbar(scale, cax=axes, orientation="horizontal", ticks=list(ticks))
-    signed = ticks[0] < 0
-    bar.ax.set_xticklabels([f"{t:+.3g}" if signed and t else f"{t:.3g}" for t in ticks])
-    bar.ax.tick_params(colors=ink, labelsize=11, pad=1, length=2)
-    bar.outline.set_edgecolor(ink)
-    y = FOOTER / 2 / height
-    figure.text(0.315, y, unit, color=ink, va="center", fontsize=13, parse_math=False)
+
+def _outline(region: Mask, montage: Montage) -> Mask:
+    """Return the border of a region in the picture, one pixel wide and inside it."""
+    inside = montage_image(region, montage) > 0.5
+    core = inside.copy()
+    for axis in (0, 1):
+        for step in (-1, 1):
+            core &= np.roll(inside, step, axis)
+    return inside & ~core
 
 
-def _outline(
-    axes: Axes, region: npt.NDArray[np.bool_], montage: Montage, colour: str, width: float
-) -> None:
-    picture = montage_image(region, montage)
-    if picture.max() > 0.5:
-        axes.contour(picture, levels=[0.5], colors=[colour], linewidths=width)
+def _grey(volume: Array, montage: Montage, window: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    return _coloured(montage_image(volume, montage, fill=window[0]), window, ramp)
 
 
 def _coloured(
-    picture: Array, colours: str, window: tuple[float, float], levels: int = 256
+    picture: Array, window: tuple[float, float], table: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
-    """Return (height, width, 4) uint8 colours of a picture in its intensity window."""
-    from matplotlib import colormaps
-
-    table = colormaps[colours](np.linspace(0, 1, levels), bytes=True)
-    span = (picture - window[0]) / (window[1] - window[0])
-    return np.asarray(table[(np.clip(span, 0, 1) * (levels - 1)).round().astype(np.uint8)])
+    """Return (height, width, 3) uint8 colours of a picture in its intensity window."""
+    span = np.clip((picture - window[0]) / (window[1] - window[0]), 0, 1)
+    return np.asarray(table[(span * (len(table) - 1)).round().astype(np.uint8)])
 
 
-def _save(path: Path, figure: Figure, picture: npt.NDArray[np.uint8], colours: str = "") -> None:
-    """Lay the figure over the picture and write both as one PNG.
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
 
-    ``colours`` "gray" or another map of the picture makes the file small; "" keeps every colour.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image as Pillow
 
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    lines = Pillow.fromarray(np.asarray(canvas.buffer_rgba()))
-    page = Pillow.new("RGBA", lines.size, tuple(int(v) for v in picture[0, 0]))
-    page.paste(Pillow.fromarray(picture), (0, HEADER))
-    whole = Pillow.alpha_composite(page, lines).convert("L" if colours == "gray" else "RGB")
-    if colours not in ("", "gray"):
-        palette = Pillow.new("P", (1, 1))
-        palette.putpalette(_palette(colours))
-        whole = whole.quantize(palette=palette, dither=Pillow.Dither.NONE)
+def _save(path: Path, page: Pillow.Image) -> None:
+    """Write a JPEG with full colour resolution, for thin coloured lines."""
     stream = io.BytesIO()
-    whole.save(stream, "PNG", compress_level=6)
+    page.save(stream, "JPEG", quality=QUALITY, subsampling=0, progressive=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(stream.getvalue())
-
-
-def _palette(colours: str) -> list[int]:
-    """Return 256 colours, three numbers each: those of a map, and greys for text and lines."""
-    from matplotlib import colormaps
-
-    table = colormaps[colours](np.linspace(0, 1, LEVELS), bytes=True)[:, :3]
-    greys = np.linspace(0, 255, 256 - LEVELS).round().astype(np.uint8)
-    return [int(v) for v in np.vstack([table, np.repeat(greys[:, None], 3, axis=1)]).ravel()]

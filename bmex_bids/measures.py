@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "MEASURES",
     "SMOOTHING_CAVEAT",
     "Measure",
     "column_description",
+    "finite",
     "number_text",
     "table_rows",
 ]
@@ -34,6 +36,7 @@ class Measure:
         better: ``higher``, ``lower`` or "" when neither is better.
         meaning: one sentence.
         paired: True when the sidecar has ``<key>Before`` and ``<key>After``.
+        percent: True for a share that people read in percent.
     """
 
     key: str
@@ -42,6 +45,7 @@ class Measure:
     better: str
     meaning: str
     paired: bool = True
+    percent: bool = False
 
 
 MEASURES = (
@@ -100,6 +104,7 @@ MEASURES = (
         "Root mean square of the change in the brain, as a share of the bright tissue's intensity "
         "(98th percentile). Large: look at the residual map before trusting fine detail.",
         paired=False,
+        percent=True,
     ),
     Measure(
         "DataConsistency",
@@ -109,6 +114,7 @@ MEASURES = (
         "Difference between input and result, both smoothed (6 mm), as a share of the input. "
         "Noise and ghosts do not count; invented or lost structure does.",
         paired=False,
+        percent=True,
     ),
     *(
         Measure(
@@ -131,12 +137,13 @@ MEASURES = (
 )
 
 
-def table_rows(metrics: Mapping[str, object]) -> list[dict[str, str]]:
-    """Return the measures as table rows: label, before, after, verdict, better, meaning.
+def table_rows(metrics: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Return the measures as table rows: label, before, after, verdict, better, meaning, names.
 
-    Measures that no glossary entry explains come last, under their own names.
+    ``names`` are the sidecar's names of the values. Measures that no glossary entry explains come
+    last, under their own names.
     """
-    rows: list[dict[str, str]] = []
+    rows: list[dict[str, Any]] = []
     used: set[str] = set()
     for measure in MEASURES:
         pair = (f"{measure.key}Before", f"{measure.key}After")
@@ -145,25 +152,23 @@ def table_rows(metrics: Mapping[str, object]) -> list[dict[str, str]]:
             continue
         used.update(names)
         values = [_number(metrics.get(name)) for name in names]
-        unit = f" {measure.unit}" if measure.unit else ""
+        texts = [_said(measure, value) for value in values]
         rows.append(
             {
                 "label": measure.label,
-                "before": number_text(values[0], unit) if measure.paired else "",
-                "after": number_text(values[-1], unit)
-                if not measure.paired or len(values) > 1
-                else "",
-                "paired": "yes" if measure.paired else "",
+                "before": texts[0] if measure.paired else "",
+                "after": texts[-1],
                 "verdict": _verdict(measure, values),
                 "better": f"{measure.better} is better" if measure.better else "",
                 "meaning": measure.meaning,
+                "names": names,
             }
         )
     for name in sorted(set(metrics) - used):
         value = number_text(_number(metrics[name]))
         label = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-        rows.append(dict.fromkeys(("before", "paired", "verdict", "better", "meaning"), ""))
-        rows[-1] |= {"label": label, "after": value}
+        rows.append(dict.fromkeys(("before", "verdict", "better", "meaning"), ""))
+        rows[-1] |= {"label": label, "after": value, "names": (name,)}
     return rows
 
 
@@ -179,8 +184,21 @@ def column_description(name: str) -> dict[str, str]:
     return {"Description": f"{name}, as in the sidecar of the run."}
 
 
+def finite(value: object) -> bool:
+    """Whether a value of a sidecar is a number that can be compared."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(_number(value))
+
+
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _said(measure: Measure, value: float) -> str:
+    """Return a value with its unit."""
+    if measure.percent:
+        return number_text(100 * value, " %")
+    return number_text(value, f" {measure.unit}" if measure.unit else "")
 
 
 def number_text(value: float, unit: str = "") -> str:

@@ -24,35 +24,43 @@ MANY_RUNS = 300  # beyond it, single runs are drawn as pixels, not as SVG elemen
 
 
 def histogram_svg(
-    histograms: Mapping[str, Sequence[float]], distances: Mapping[str, float | None]
+    histograms: Mapping[str, Sequence[float]], metrics: Mapping[str, float | None]
 ) -> str:
     """Draw the densities ``Before``, ``After`` and ``Reference`` over ``Edges``.
 
     Args:
         histograms: ``Edges`` (n + 1) and any of the three densities (n).
-        distances: Wasserstein distance to the reference of ``Before`` and ``After``, where known.
+        metrics: ``HistogramDistanceBefore`` and ``After`` go into the legend; the tissues' medians
+            (``MedianGMBefore``, ...) are marked under the curves. Each where known.
     """
-    figure = _figure(9.0, 3.4)
+    figure = _figure(9.0, 3.6)
     axes = figure.add_subplot()
     edges = np.asarray(histograms["Edges"], float)
-    for name, colour, style in (
-        ("Reference", REFERENCE, ":"),
-        ("Before", BEFORE, "--"),
-        ("After", AFTER, "-"),
+    top = _top(histograms)
+    for row, (name, colour, style) in enumerate(
+        (("Reference", REFERENCE, ":"), ("Before", BEFORE, "--"), ("After", AFTER, "-"))
     ):
         if name not in histograms:
             continue
         density = np.asarray(histograms[name], float)
-        label = name
-        distance = distances.get(name)
-        if distance is not None:
-            label += f" (distance to the reference {distance:.3g})"
+        distance = metrics.get(f"HistogramDistance{name}")
+        label = name if distance is None else f"{name} (distance to the reference {distance:.3g})"
         if name == "Reference":
+            label = "Reference of the age stage"
             axes.stairs(density, edges, fill=True, color="#DDDDDD")
         axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.8, label=label)
-    axes.set_xlabel("Intensity in the brain mask, common scale")
-    axes.set_ylabel("Share of voxels per unit")
-    axes.set_ylim(0, _top(histograms))
+        for tissue in ("CSF", "GM", "WM"):
+            median = metrics.get(f"Median{tissue}{name}")
+            if median is not None and edges[0] <= median <= edges[-1]:
+                y = -0.055 * row * top
+                axes.plot(median, y, "|", color=colour, markersize=9, markeredgewidth=2.4)
+                place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(tissue, (median, y), fontsize=7.5, color=colour, **place)
+    axes.set_xlabel("Intensity in the brain mask, common scale; ticks: medians of the tissues")
+    axes.set_ylabel("Share of voxels per bin")
+    axes.set_ylim(-0.15 * top, top)
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= top])
+    axes.axhline(0, color="#888888", linewidth=0.8)
     axes.legend(frameon=False, fontsize=9)
     return _svg(figure)
 

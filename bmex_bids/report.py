@@ -1,12 +1,13 @@
 """One subject's derivatives become one HTML page with its pictures.
 
-`run_figures` draws the pictures of a run; `subject_report` assembles the page with nireports from
-the sidecars, the pictures and the crash files alone. nireports gets one HTML fragment per section,
-rendered here with autoescape on, because it escapes nothing itself and orders runs 1, 10, 2.
+`subject_report` assembles the page with nireports from the sidecars, the pictures and the crash
+files alone. nireports gets one HTML fragment per section, rendered here with autoescape on, because
+it escapes nothing itself and orders runs 1, 10, 2.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -14,78 +15,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bmex_bids import __version__, figures, plots
-from bmex_bids.bids import Job, atomic_path, derivative_path, output_stem, write_text
-from bmex_bids.derivatives import Run, marker_path, read_run, run_sidecars
-from bmex_bids.image import load_image
-from bmex_bids.measures import SMOOTHING_CAVEAT, table_rows
+from bmex_bids import __version__
+from bmex_bids.bids import atomic_path
+from bmex_bids.claims import TEMPORARY
+from bmex_bids.cohort import Cohort, cohort_of, cohort_words, neighbours, rank_words
+from bmex_bids.derivatives import Run, read_run, run_sidecars
+from bmex_bids.measures import SMOOTHING_CAVEAT, finite, table_rows
+from bmex_bids.pictures import pictures_of, run_figures, viewer_of
 from bmex_bids.rendering import TEMPLATES, format_age, natural_key, templates
+from bmex_bids.strips import strip_svg
 
 __all__ = ["methods_text", "run_figures", "run_title", "subject_report"]
 
 LONG_NAMES = {"ses": "session", "acq": "acquisition", "rec": "reconstruction"}
-
-
-def run_figures(out: Path, job: Job) -> None:
-    """Draw the pictures of one finished run into ``sub-XX/figures``.
-
-    Args:
-        out: root of the output dataset, with the derivatives of the run.
-        job: the run; its raw image is read for the picture before.
-
-    Raises:
-        FileNotFoundError: the run has no derivatives, or the raw image is gone.
-    """
-    run = _finished_run(out, job)
-    image = load_image(job.path)
-    mask = load_image(derivative_path(out, job, space=job.suffix, desc="brain", suffix="mask"))
-    dseg = load_image(derivative_path(out, job, space=job.suffix, suffix="dseg"))
-    inside, labels = mask.data > 0, dseg.data.astype(np.uint8)
-    montage = figures.plan_montage(inside, image.affine)
-    volumes = [image.data]
-    if not run.measured_only:
-        volumes.append(load_image(derivative_path(out, job, desc="preproc")).data)
-    window = figures.shared_window(inside, volumes)
-    folder, note = _figures_dir(out, job.entities["sub"]), "input units"
-    if not run.measured_only:
-        note += ", the same before and after"
-
-    def path(desc: str, ext: str = ".png") -> Path:
-        return folder / _figure_name(output_stem(job), desc, ext)
-
-    title = "Input" if run.measured_only else "BEFORE: input as acquired"
-    figures.anatomy_png(path("before"), image.data, montage, window, title=title, note=note)
-    if not run.measured_only:
-        title = "AFTER: enhanced brain in the head"
-        figures.anatomy_png(path("after"), volumes[1], montage, window, title=title, note=note)
-        wm = image.data[labels == 3]
-        name, scale = "white-matter median", float(np.median(wm)) if wm.size else 0.0
-        if scale <= 0:
-            name, scale = "98th percentile", float(np.percentile(image.data[inside], 98))
-        figures.residual_png(
-            path("residual"),
-            100 * (volumes[1] - image.data) / (scale or 1.0),
-            inside,
-            montage,
-            title="RESIDUAL: after minus before",
-            unit=f"% of the input's {name} ({scale:.4g})",
-        )
-    title = "TISSUES on the " + ("input" if run.measured_only else "enhanced image")
-    figures.contours_png(
-        path("contours"), volumes[-1], labels, inside, montage, window, title=title
-    )
-    uncertainty = derivative_path(out, job, desc="uncertainty")
-    if uncertainty.exists() and not run.measured_only:
-        title = "UNCERTAINTY over flips of the input"
-        figures.uncertainty_png(
-            path("uncertainty"), load_image(uncertainty).data, inside, montage, title=title
-        )
-    histograms = run.content.get("Histograms")
-    if isinstance(histograms, dict) and "Edges" in histograms:
-        drawing = plots.histogram_svg(histograms, _distances(run))
-        write_text(path("histogram", ".svg"), drawing)
 
 
 def subject_report(out: Path, subject: str) -> Path:
@@ -99,9 +41,15 @@ def subject_report(out: Path, subject: str) -> Path:
     """
     runs, broken = _read_runs(out, subject)
     errors = _crashes(out, subject) + broken
-    contexts = [_run_context(out, run) for run in runs]
+    others, sampled = neighbours(out, subject)
+    contexts = [
+        _run_context(out, run, cohort_of(run, others, sampled=sampled)) for run in runs
+    ]
+    for first, second in itertools.pairwise(contexts):
+        first["later"], second["earlier"] = second, first
     sections: list[tuple[str, str, str, dict[str, Any]]]
     sections = [("overview", "Overview", "overview.html.j2", {"runs": contexts, "errors": errors})]
+    group = (out / "group.html").exists()
     if errors:
         sections.append(("errors", "Errors", "errors.html.j2", {"errors": errors}))
     for context in contexts:
@@ -109,7 +57,8 @@ def subject_report(out: Path, subject: str) -> Path:
     if runs:
         text = methods_text(runs)
         sections.append(("methods", "Methods text", "methods.html.j2", {"text": text}))
-    common = {"subject": subject, "version": __version__, "caveat": SMOOTHING_CAVEAT}
+    common: dict[str, Any] = {"subject": subject, "version": __version__, "group": group}
+    common["caveat"] = SMOOTHING_CAVEAT
     fragments = [
         (anchor, title, templates().get_template(name).render(**common, **context))
         for anchor, title, name, context in sections
@@ -149,17 +98,6 @@ def run_title(run: Run) -> str:
     return ", ".join([run.suffix, *named])
 
 
-def _finished_run(out: Path, job: Job) -> Run:
-    for measure_only in (False, True):
-        marker = marker_path(out, job, measure_only=measure_only)
-        run = read_run(marker) if marker.exists() else None
-        if run is not None:
-            return run
-    raise FileNotFoundError(
-        f"{output_stem(job)}: no complete derivatives in {out}; run 'participant' first"
-    )
-
-
 def _read_runs(out: Path, subject: str) -> tuple[list[Run], list[dict[str, str]]]:
     """Return the subject's runs in natural order, and what could not be read."""
     runs, broken = [], []
@@ -191,21 +129,13 @@ def _crashes(out: Path, subject: str) -> list[dict[str, str]]:
     return crashes
 
 
-def _run_context(out: Path, run: Run) -> dict[str, Any]:
+def _run_context(out: Path, run: Run, cohort: Cohort) -> dict[str, Any]:
     """Collect what the run's section shows."""
     content = run.content
     flags, notes = (
         [str(text) for text in texts] if isinstance(texts, list) else []
         for texts in (content.get("Flags"), content.get("Notes"))
     )
-    folder = _figures_dir(out, run.entities["sub"])
-    pictures = {}
-    for desc in ("before", "after", "contours", "residual", "uncertainty", "histogram"):
-        ext = ".svg" if desc == "histogram" else ".png"
-        path = folder / _figure_name(run.stem, desc, ext)
-        hidden = run.measured_only and desc in ("after", "residual", "uncertainty")
-        if path.exists() and not hidden:
-            pictures[desc] = path.relative_to(out).as_posix()
     return {
         "anchor": run.stem,
         "title": run_title(run),
@@ -214,12 +144,46 @@ def _run_context(out: Path, run: Run) -> dict[str, Any]:
         "flags": flags,
         "notes": [note for note in notes if note not in flags],
         "facts": _facts(run),
-        "measures": table_rows(_mapping(content.get("Metrics"))),
+        "measures": _measures(run, cohort),
+        "cohort": cohort_words(cohort, run.suffix, str(content.get("AgeStage") or "n/a")),
+        "compared": cohort.is_enough,
+        "brief": _brief(_mapping(content.get("Metrics"))),
         "distances": _distances(run),
         "scales": _scales(run),
-        "pictures": pictures,
+        "pictures": pictures_of(out, run),
+        "viewer": viewer_of(out, run),
         "age": format_age(content.get("AgeMonths")),
     }
+
+
+def _measures(run: Run, cohort: Cohort) -> list[dict[str, Any]]:
+    """Return the rows of the table of measures, each with its strip among the other runs."""
+    metrics = _mapping(run.content.get("Metrics"))
+    rows = table_rows(metrics)
+    for row in rows if cohort.is_enough else ():
+        lanes, words = [], []
+        for name in row["names"]:
+            others, value = cohort.values.get(name), metrics.get(name)
+            if others is None or not finite(value):
+                continue
+            kind = next((k for k in ("before", "after") if name.endswith(k.capitalize())), "value")
+            lanes.append((kind, float(value), others))
+            rank = rank_words(float(value), others)
+            words.append(rank if kind == "value" else f"{kind} {rank}")
+        row["rank"] = "; ".join(words)
+        row["strip"] = strip_svg(lanes, f"{row['label']} among the other runs: {row['rank']}")
+    return rows
+
+
+def _brief(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the few measures that the overview shows, as text."""
+    rows = {row["names"][0].removesuffix("Before"): row for row in table_rows(metrics)}
+    texts = {}
+    for key in ("TCT", "CJV", "ResidualShare"):
+        row = rows.get(key, {})
+        values = [row.get(name) for name in ("before", "after")]
+        texts[key] = " \N{RIGHTWARDS ARROW} ".join(v for v in values if v and v != "n/a") or "n/a"
+    return texts
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -233,9 +197,6 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     mask_model = content.get("BrainMaskModel")
     if isinstance(mask_model, Mapping):
         mask_model = f"{mask_model.get('Name')} (SHA-256 {str(mask_model.get('SHA256'))[:12]}...)"
-    seconds = _mapping(content.get("Seconds"))
-    steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if _is_number(value))
-    total = sum(value for value in seconds.values() if _is_number(value))
     sizes, shape = grid.get("VoxelSize"), grid.get("Shape")
     facts = [
         ("Age", age),
@@ -248,7 +209,6 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Input grid", f"{_times(shape)} voxels of {_times(sizes)} mm" if sizes and shape else ""),
         ("Device", _joined(content.get("Device"), content.get("Precision"))),
         ("Threads, seed", _joined(content.get("Threads"), content.get("Seed"))),
-        ("Time", f"{total:.1f} s ({steps})" if steps else ""),
         ("Made by", f"bmex {content['Version']}" if content.get("Version") else ""),
     ]
     return [(label, text) for label, text in facts if text]
@@ -260,7 +220,7 @@ def _assemble(path: Path, title: str, fragments: list[tuple[str, str, str]]) -> 
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the page, since on a read-only system only the output can be written.
-    work = Path(tempfile.mkdtemp(prefix=".report-", dir=path.parent))
+    work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}report-", dir=path.parent))
     try:
         folder = work / "sub-page" / "figures"
         folder.mkdir(parents=True)
@@ -289,15 +249,6 @@ def _assemble(path: Path, title: str, fragments: list[tuple[str, str, str]]) -> 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _figures_dir(out: Path, subject: str) -> Path:
-    return out / f"sub-{subject}" / "figures"
-
-
-def _figure_name(stem: str, desc: str, ext: str) -> str:
-    entities, _, suffix = stem.rpartition("_")
-    return f"{entities}_desc-{desc}_{suffix}{ext}"
-
-
 def _distances(run: Run) -> dict[str, float | None]:
     metrics = _mapping(run.content.get("Metrics"))
     return {when: metrics.get(f"HistogramDistance{when}") for when in ("Before", "After")}
@@ -310,10 +261,6 @@ def _scales(run: Run) -> dict[str, str]:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _joined(*values: object) -> str:

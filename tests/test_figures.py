@@ -88,47 +88,69 @@ def test_residual_limit_is_round(reached: float, limit: float) -> None:
     assert figures.residual_limit(residual, np.ones(SHAPE, bool)) == limit
 
 
+def test_crop_is_the_brain_and_a_margin() -> None:
+    mask, _ = marked()
+    _, crop, brain = figures.brain_crop(mask, np.diag([1.0, 1.0, 3.0, 1.0]))
+    assert [(part.start, part.stop) for part in brain] == [(2, 18), (2, 22), (2, 14)]
+    # 7 % of the longest side, 36 mm along z: 2.5 mm, so 2 or 3 voxels in the plane and 1 across.
+    assert [(part.start, part.stop) for part in crop] == [(0, 20), (0, 24), (1, 15)]
+
+
 def test_pictures_are_written_whole(tmp_path: Path) -> None:
     mask, volume = marked()
     montage = figures.plan_montage(mask, np.diag([4.0, 4.0, 4.0, 1.0]))
-    labels = np.where(mask, 1 + (volume > 7) + (volume > 13), 0).astype(np.uint8)
+    masks = {"brain mask": mask, "grey matter": volume > 7, "white matter": volume > 13}
     window = (0.0, 20.0)
-    paths = [tmp_path / name for name in ("a.png", "c.png", "r.png", "u.png")]
-    figures.anatomy_png(paths[0], volume, montage, window, title="Before <&$", note="units")
-    figures.contours_png(paths[1], volume, labels, mask, montage, window, title="T")
-    figures.residual_png(paths[2], volume - 10, mask, montage, title="R", unit="%")
-    figures.uncertainty_png(paths[3], volume, mask, montage, title="U")
+    paths = [tmp_path / name for name in ("a.jpg", "c.jpg", "r.jpg", "u.jpg")]
+    figures.draw_anatomy(paths[0], volume, montage, window, title="Before <&$", note="units")
+    figures.draw_contours(paths[1], volume, masks, montage, window, title="T")
+    figures.draw_residual(paths[2], volume - 10, mask, montage, title="R", unit="%")
+    figures.draw_uncertainty(paths[3], volume, mask, montage, title="U", unit="x")
     assert sorted(tmp_path.iterdir()) == sorted(paths)
-    modes = []
+    modes, height = [], montage.shape[0] + figures.HEADER + figures.FOOTER
     for path in paths:
         with Pillow.open(path) as picture:
-            assert picture.width == figures.WIDTH
+            assert picture.size == (figures.WIDTH, height)
             modes.append(picture.mode)
-    assert modes == ["L", "RGB", "P", "P"]
+    assert modes == ["L", "RGB", "RGB", "RGB"]
+
+
+def drawn(path: Path) -> np.ndarray:
+    with Pillow.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
 
 
 def test_picture_shows_the_window(tmp_path: Path) -> None:
     mask, volume = marked()
     montage = figures.plan_montage(mask, np.diag([4.0, 4.0, 4.0, 1.0]))
-    path = tmp_path / "a.png"
-    figures.anatomy_png(path, volume, montage, (0.0, 38.0), title="", note="")
-    with Pillow.open(path) as picture:
-        pixels = np.asarray(picture)
+    path = tmp_path / "a.jpg"
+    figures.draw_anatomy(path, volume, montage, (0.0, 38.0), title="", note="")
     tile = montage.tiles[0]
     row = figures.HEADER + tile.top + tile.height // 4  # away from the text
-    drawn = pixels[row, tile.left + tile.width // 2]
-    assert drawn == pytest.approx(255 * 9.5 / 38, abs=4)
+    pixel = drawn(path)[row, tile.left + tile.width // 2]
+    assert pixel[0] == pytest.approx(255 * 9.5 / 38, abs=4)
+
+
+def test_outlines_stand_at_the_borders(tmp_path: Path) -> None:
+    mask, volume = marked()
+    montage = figures.plan_montage(mask, np.diag([4.0, 4.0, 4.0, 1.0]))
+    path = tmp_path / "c.jpg"
+    masks = {"white matter": volume >= 10}
+    figures.draw_contours(path, 0 * volume, masks, montage, (0, 1), title="")
+    tile = montage.tiles[0]
+    row = drawn(path)[figures.HEADER + tile.top + tile.height // 4]
+    bright = np.flatnonzero(row[tile.left + 20 : tile.left + tile.width - 20, :2].min(axis=1) > 120)
+    share = (bright + 20).mean() / tile.width  # voxels 10 to 19 of 20 are inside
+    assert share == pytest.approx(0.5, abs=0.02)
 
 
 def test_residual_is_red_where_brighter_and_blue_where_darker(tmp_path: Path) -> None:
     mask, volume = marked()
     montage = figures.plan_montage(mask, np.diag([4.0, 4.0, 4.0, 1.0]))
-    path = tmp_path / "r.png"
-    figures.residual_png(path, 5 * (volume - 9.5), mask, montage, title="", unit="%")
-    with Pillow.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    tile = montage.tiles[0]
+    path = tmp_path / "r.jpg"
+    figures.draw_residual(path, 5 * (volume - 9.5), mask, montage, title="", unit="%")
+    pixels, tile = drawn(path), montage.tiles[0]
     row = figures.HEADER + tile.top + tile.height // 4
     left = pixels[row, tile.left + tile.width // 4]
     right = pixels[row, tile.left + 3 * tile.width // 4]
-    assert left[2] > left[0] and right[0] > right[2]
+    assert left[2] > left[0] + 50 and right[0] > right[2] + 50

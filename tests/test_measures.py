@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from bmex_bids.measures import column_description, number_text, table_rows
+from bmex_bids.measures import column_description, finite, number_text, table_rows
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,18 @@ def test_missing_values_and_unknown_measures() -> None:
 )
 def test_number_text(value: float, text: str) -> None:
     assert number_text(value) == text
+
+
+def test_shares_are_said_in_percent() -> None:
+    (row,) = table_rows({"DataConsistency": 0.0214})
+    assert (row["after"], row["names"]) == ("2.14 %", ("DataConsistency",))
+
+
+@pytest.mark.parametrize(
+    ("value", "is_number"), [(1, True), (0.5, True), (True, False), (math.inf, False), ("1", False)]
+)
+def test_finite(value: object, is_number: bool) -> None:
+    assert finite(value) is is_number
 
 
 def test_column_description() -> None:

@@ -12,10 +12,11 @@ def histograms() -> dict[str, list[float]]:
 
 
 def test_same_data_same_bytes() -> None:
-    distances = {"Before": 0.25, "After": None}
+    distances = {"HistogramDistanceBefore": 0.25, "MedianGMBefore": 0.4, "MedianWMBefore": None}
     first = plots.histogram_svg(histograms(), distances)
     assert first == plots.histogram_svg(histograms(), distances)
     assert ElementTree.fromstring(first).tag.endswith("svg")
+    assert first != plots.histogram_svg(histograms(), {})
 
 
 def test_every_plot_is_one_svg_element() -> None:
