@@ -1,27 +1,30 @@
-"""The sections of the group page for one contrast: numbers, plots, or why there are none."""
+"""The sections of the group page for one contrast: sentences, tables, plots, or why there are none.
+
+Each section is a dict: ``id``, ``title``, ``words`` (sentences), ``glance`` or ``table`` (``head``
+and ``rows``, each row with a name and its cells), ``figures`` (each with its ``variants``).
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bmex_bids import groupfigures as gf
 from bmex_bids import groupstats as gs
-from bmex_bids import plots
-from bmex_bids.measures import number_text
+from bmex_bids.groupharmony import CONDITIONS, FeatureShares, Harmony
+from bmex_bids.groupruns import UNKNOWN_SITE, GroupRun
+from bmex_bids.measures import SMOOTHING_CAVEAT, number_text
 
-__all__ = ["UNKNOWN_SITE", "GroupRun", "suffix_sections"]
+__all__ = ["FEATURE_NAMES", "Outlier", "find_outliers", "suffix_sections", "tct_test"]
 
 Floats = npt.NDArray[np.float64]
+Section = dict[str, Any]
 
-UNKNOWN_SITE = "unknown"
-MOST_PAIRED_RUNS = 2000  # runs whose pairwise distances are computed; more are sampled
-MOST_SITES_DRAWN = 10
 OUTLIER_Z = 3.5  # Iglewicz and Hoaglin's limit for the robust z
 SMALLEST_OUTLIER_GROUP = 8
 MOST_OUTLIERS = 100
@@ -38,292 +41,367 @@ OUTLIER_MEASURES = {
     "VolumeGM": "volume of GM",
     "VolumeWM": "volume of WM",
 }
+FEATURE_NAMES = {
+    "histograms": "All histograms together",
+    "mean Brain": "Mean intensity, brain",
+    "mean CSF": "Mean intensity, CSF",
+    "mean GM": "Mean intensity, GM",
+    "mean WM": "Mean intensity, WM",
+    "median CSF": "Median intensity, CSF",
+    "median GM": "Median intensity, GM",
+    "median WM": "Median intensity, WM",
+    "component 1": "Component 1",
+    "component 2": "Component 2",
+    "component 3": "Component 3",
+}
+Outlier = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class GroupRun:
-    """One run as the group level sees it.
+def suffix_sections(
+    runs: Sequence[GroupRun], found: Harmony, index: Sequence[int], styles: gf.Styles
+) -> list[Section]:
+    """Return the sections of one contrast in the order of the page.
 
-    Attributes:
-        name: e.g. ``sub-01_run-1_T1w``.
-        link: relative URL of its section in the subject's page, "" without one.
-        site: institution and scanner, or ``unknown``.
-        stage: age stage.
-        age: months after birth, NaN when not known.
-        metrics: measures by name.
-        histograms: ``Edges`` (n + 1), ``Before``, ``After``, ``Reference`` (n), those there are.
-        row: cells of the TSV by column.
+    Args:
+        runs: of the contrast.
+        found: what was computed about its sites.
+        index: number of each run on the page.
+        styles: of the sites.
     """
-
-    name: str
-    link: str
-    site: str
-    stage: str
-    age: float
-    metrics: dict[str, float]
-    histograms: dict[str, npt.NDArray[np.float32]]
-    row: dict[str, object]
-
-
-def suffix_sections(runs: Sequence[GroupRun]) -> dict[str, Any]:
-    """Return the page's parts of one contrast: tct, histograms, distances, shares, outliers.
-
-    Each is a dict with ``words`` (sentences, also why something cannot be computed) and, where
-    there is something to draw or list, ``svg``, ``alt``, ``table`` or ``found``.
-    """
-    grid = _common_grid(runs)
-    return {
-        "tct": _tct(runs),
-        "histograms": _histograms(runs, grid),
-        "distances": _distances(runs, grid),
-        "shares": _shares(runs, grid),
-        "outliers": _outliers(runs),
-    }
+    used = [runs[i] for i in found.rows]
+    return [
+        _glance(used, found),
+        _tct(runs, index, styles),
+        _histograms(runs, used, found, styles),
+        _matrix(used, found),
+        _embedding(used, found, [index[i] for i in found.rows], styles),
+        _shares(found),
+        _classifier(found),
+        _outliers(runs),
+    ]
 
 
-def _tct(runs: Sequence[GroupRun]) -> dict[str, Any]:
-    pairs = _values(runs, "TCTBefore"), _values(runs, "TCTAfter")
-    complete = np.isfinite(pairs[0]) & np.isfinite(pairs[1])
-    if not complete.any():
-        return {"words": ["No run has TCT before and after: the runs were measured only."]}
-    before, after = pairs[0][complete], pairs[1][complete]
-    higher = int((after > before).sum())
-    words = [f"TCT is higher after enhancement in {higher} of {len(before)} runs."]
-    subjects = [str(run.row["participant_id"]) for run, c in zip(runs, complete, strict=True) if c]
-    names, index = np.unique(subjects, return_inverse=True)
-    counts = np.bincount(index)
-    per_subject = [np.bincount(index, values) / counts for values in (before, after)]
-    test = gs.paired_test(per_subject[0], per_subject[1])
+def _glance(runs: Sequence[GroupRun], found: Harmony) -> Section:
+    """Before, control and after in one table; the sections below it show each line in full."""
+    rows = []
+    for part in gf.PART_NAMES:
+        rows.append((f"Distance between sites / within a site, {gf.PART_NAMES[part]}",
+                     _cells(lambda c, part=part: _ratio(found, c, part))))
+    for feature in ("histograms", "mean CSF", "mean GM", "mean WM"):
+        rows.append((f"Variance explained by site: {FEATURE_NAMES[feature]}",
+                     _cells(lambda c, f=feature: _share_text(found.features.get(f, {}).get(c)))))
+    rows.append(("AUC of guessing the site", _cells(lambda c: _auc_text(found, c))))
+    for covariate in ("age", "sex", "group"):
+        rows.append((f"Variance explained by {covariate} beyond site: All histograms together",
+                     _cells(lambda c, v=covariate: _beyond(found, "histograms", c, v))))
+    rows = [row for row in rows if any(cell != "" for cell in row[1])]
+    words = list(found.words["sites"])
+    if rows:
+        words.append(
+            "Sites became more alike where the first lines fall: distances towards 1, site's share "
+            "towards chance, the AUC towards 0.5. What age, sex and group explain should stay. "
+            "'Matching alone' is the control: what matching the brain's histogram to the stage's "
+            "reference, without any enhancement, would give. ComBat, on the quantiles of the "
+            "tissues, is a second view: it changes numbers, not images."
+        )
+        stages = Counter(run.stage for run in runs)
+        if len(stages) > 1:
+            words.append(
+                f"Distances are between runs of the same age stage; the other lines are over all "
+                f"{len(stages)} stages, so where sites differ in age, site's share holds age too."
+            )
+    head = ["", *(gf.CONDITION_NAMES[c] for c in CONDITIONS)]
+    part: Section = {"id": "harmonisation", "short": "harmonisation", "title": "harmonisation at a glance", "words": words}
+    return part | ({"glance": {"head": head, "rows": rows}} if rows else {})
+
+
+def _cells(text: Any) -> list[str]:
+    return [text(condition) for condition in CONDITIONS]
+
+
+def _ratio(found: Harmony, condition: str, part: str) -> str:
+    kinds = found.distances.get(condition, {}).get(part, {})
+    if "between" not in kinds or "within" not in kinds:
+        return ""
+    if condition == "matching" and part == "Brain":
+        return "equal by construction"
+    between, within = float(np.median(kinds["between"])), float(np.median(kinds["within"]))
+    ratio = f"{between / within:.2f}" if within > 1e-6 else "n/a"
+    return f"{ratio} ({between:.3g} / {within:.3g})"
+
+
+def _share_text(shares: FeatureShares | None) -> str:
+    if shares is None:
+        return ""
+    if shares.flat:
+        return "no variance"
+    return f"{shares.shares.site:.0%} (p {_p(shares.p)})" if shares.shares else "n/a"
+
+
+def _beyond(found: Harmony, feature: str, condition: str, covariate: str) -> str:
+    shares = found.features.get(feature, {}).get(condition)
+    value = shares.shares.beyond_site.get(covariate) if shares and shares.shares else None
+    return "" if value is None else f"{value:.1%}"
+
+
+def _auc_text(found: Harmony, condition: str) -> str:
+    result = found.classified.get(condition)
+    return f"{result.auc:.2f} ({result.low:.2f} to {result.high:.2f})" if result else ""
+
+
+def tct_test(runs: Sequence[GroupRun]) -> tuple[gs.PairedTest | None, int]:
+    """Compare TCT before and after over participants; the test and the number of participants."""
+    before, after = values_of(runs, "TCTBefore"), values_of(runs, "TCTAfter")
+    complete = np.isfinite(before) & np.isfinite(after)
+    subjects = [run.participant for run, c in zip(runs, complete, strict=True) if c]
+    if not subjects:
+        return None, 0
+    names, number = np.unique(subjects, return_inverse=True)
+    counts = np.bincount(number)
+    means = [np.bincount(number, values[complete]) / counts for values in (before, after)]
+    return gs.paired_test(means[0], means[1]), len(names)
+
+
+def _tct(runs: Sequence[GroupRun], index: Sequence[int], styles: gf.Styles) -> Section:
+    part: Section = {"id": "tct", "short": "contrast", "title": "tissue contrast before and after"}
+    before, after = values_of(runs, "TCTBefore"), values_of(runs, "TCTAfter")
+    complete = np.flatnonzero(np.isfinite(before) & np.isfinite(after))
+    if len(complete) == 0:
+        why = "No run has TCT before and after: the runs were measured only."
+        return part | {"words": [why]}
+    before, after = before[complete], after[complete]
+    words = [
+        f"TCT is higher after enhancement in {int((after > before).sum())} of {len(before)} runs; "
+        f"medians {np.median(before):.2f} before and {np.median(after):.2f} after."
+    ]
+    test, people = tct_test(runs)
     if test is None:
         words.append(
             f"A paired test needs at least {gs.SMALLEST_PAIRED} participants whose differences are "
-            f"not all the same; there {_be(len(names), 'participant')} with values."
+            f"not all the same; there {_be(people, 'participant')} with values."
         )
     else:
-        mean = "mean of a participant's runs" if len(names) < len(before) else "one run each"
+        mean = "mean of a participant's runs" if people < len(before) else "one run each"
         words.append(
             f"Over {test.n} participants ({mean}): mean difference {test.mean_difference:+.3g} "
             f"(95% CI {test.low:.3g} to {test.high:.3g}), Cohen's d_z {test.effect:.2f}, paired "
             f"t-test p {_p(test.t_p)}, Wilcoxon signed-rank p {_p(test.wilcoxon_p)}."
         )
-    alt = f"TCT of {len(before)} runs before and after, one line per run; " + words[0]
-    svg = plots.paired_svg(before, after, "Tissue contrast t-score (TCT)")
-    return {"words": words, "svg": svg, "alt": alt}
+    if len(before) > gf.MOST_POINTS:
+        words.append(f"A random sample of {gf.MOST_POINTS} runs is drawn.")
+    sites = [runs[i].site for i in complete]
+    figure = gf.tct_figure(before, after, [index[i] for i in complete], sites, styles)
+    alt = f"TCT after over TCT before, one point per run. {words[0]}"
+    return part | {"words": words, "note": SMOOTHING_CAVEAT,
+                   "figures": [{"name": "tct", "alt": alt, "variants": {"": figure}}]}
 
 
-def _histograms(runs: Sequence[GroupRun], grid: Floats | None) -> dict[str, Any]:
-    if grid is None:
-        return {"words": ["No sidecar holds histograms."]}
-    words, densities = [], {}
-    sites = Counter(run.site for run in runs if "Before" in run.histograms)
-    drawn = [site for site, _ in sites.most_common(MOST_SITES_DRAWN)]
-    for when in ("Before", "After"):
-        parts = {}
-        for site in drawn:
-            rows = [_on(grid, r, when) for r in runs if r.site == site and when in r.histograms]
-            if rows:
-                parts[site] = np.stack(rows)
-        if parts:
-            densities[when] = parts
-    if not densities:
-        return {"words": ["No sidecar holds histograms."]}
-    words.append("Median histogram of the runs of each site, on the common scale.")
-    if len(sites) > len(drawn):
-        words.append(f"The {len(drawn)} largest of {len(sites)} sites are drawn.")
-    if "After" not in densities:
+def _histograms(
+    runs: Sequence[GroupRun], used: Sequence[GroupRun], found: Harmony, styles: gf.Styles
+) -> Section:
+    part: Section = {"id": "histograms", "short": "histograms", "title": "histograms by site"}
+    figures = gf.histogram_figures(runs, styles)
+    if not figures:
+        return part | {"words": ["No sidecar holds histograms."]}
+    words = ["Mean histogram of the runs of each site, on the common scale."]
+    if len(styles) > gf.MOST_SITES:
+        words.append(f"The {gf.MOST_SITES} largest of {len(styles)} sites are drawn.")
+    if not used:
         words.append("There is no picture after: the runs were measured only.")
-    stage, reference = _reference(runs, grid)
-    if reference is not None:
-        words.append(f"Grey: the reference of stage {stage}, the most frequent one here.")
-    alt = f"Intensity histograms of {len(drawn)} sites, {' and '.join(densities).lower()}"
-    svg = plots.group_histograms_svg(grid, densities, reference)
-    return {"words": words, "svg": svg, "alt": alt}
-
-
-def _distances(runs: Sequence[GroupRun], grid: Floats | None) -> dict[str, Any]:
-    both = [run for run in runs if {"Before", "After"} <= run.histograms.keys()]
-    if grid is None or len(both) < 2:
-        return {
-            "words": [
-                "Distances between runs need at least two runs with histograms before and after; "
-                f"there {_be(len(both), 'run')}."
-            ]
-        }
-    words = []
-    if len(both) > MOST_PAIRED_RUNS:
-        chosen = np.random.default_rng(0).choice(len(both), MOST_PAIRED_RUNS, replace=False)
+    if len(figures) == 1:
         words.append(
-            f"Computed on a random sample of {MOST_PAIRED_RUNS} of {len(both)} runs (seed 0)."
+            "These derivatives hold no histograms of single tissues (they were written by an "
+            "earlier version); --overwrite makes them again."
         )
-        both = [both[i] for i in np.sort(chosen)]
-    sites = np.array([run.site for run in both])
-    first, second = np.triu_indices(len(both), 1)
-    known = (sites[first] != UNKNOWN_SITE) & (sites[second] != UNKNOWN_SITE)
-    same = sites[first] == sites[second]
-    groups: dict[str, Floats] = {}
-    for when in ("Before", "After"):
-        rows = np.stack([_on(grid, run, when) for run in both])
-        pairs = gs.pairwise_distances(grid, rows)
-        for name, chosen in (("within", known & same), ("between", known & ~same)):
-            if chosen.any():
-                groups[f"{when.lower()} {name}"] = pairs[chosen]
-        if not known.any():
-            groups[f"{when.lower()} all"] = pairs
-    if not known.any():
+    drawn = [_choice("histograms", "Tissue", figures,
+                     "Mean histogram of each site, before and after")]
+    boxes = gf.distance_figures(found)
+    if boxes:
         words.append(
-            "The sidecars name no site or scanner (InstitutionName, Manufacturer ...), so pairs "
-            "cannot be told apart by site; all pairs are shown."
+            "The boxes hold the distances of pairs of runs (Wasserstein-1: the mean shift of "
+            "intensity that makes one histogram the other): median, quartiles, 5th and 95th "
+            "percentile. Pairs of runs of one participant are not counted within a site."
         )
-    elif "before between" not in groups:
+        if found.sampled:
+            words.append("They are a random sample of up to 100,000 pairs of each kind (seed 0).")
+        drawn.append(_choice("distances", "Tissue", boxes, _distance_alt(found)))
+    elif len(used) < 2:
+        words.append(
+            "Distances between runs need at least two runs with histograms before and after; "
+            f"there {_be(len(used), 'run')}."
+        )
+    kinds = found.distances.get("before", {}).get("Brain", {})
+    if "within" in kinds and "between" not in kinds:
         words.append("All runs come from one site: there are no distances between sites to reduce.")
-    elif "before within" not in groups:
-        words.append("No site has two runs: there are no distances within a site.")
-    order = sorted(
-        groups, key=lambda name: (name.split()[1] != "within", name.split()[0] == "after")
-    )
-    groups = {name: groups[name] for name in order}
-    table = [
-        {
-            "name": name,
-            "pairs": len(d),
-            "median": f"{np.median(d):.3g}",
-            "p90": f"{np.percentile(d, 90):.3g}",
-        }
-        for name, d in groups.items()
+    elif "between" in kinds and "within" not in kinds:
+        words.append("No site has two runs of one stage: there are no distances within a site.")
+    return part | {"words": words, "figures": drawn}
+
+
+def _distance_alt(found: Harmony) -> str:
+    texts = [
+        f"{gf.CONDITION_NAMES[condition]}, {gf.KIND_NAMES[kind]}: median {np.median(d):.3g}"
+        for condition, parts in found.distances.items()
+        for kind, d in parts.get("Brain", {}).items()
     ]
-    words.append("Smaller after than before means that the images became more alike.")
-    svg = plots.distance_svg(groups, "Wasserstein distance, common scale")
-    alt = "; ".join(f"{row['name']} sites: median {row['median']}" for row in table)
-    return {"words": words, "svg": svg, "alt": "Distances between runs: " + alt, "table": table}
+    return "Distances between runs, whole brain. " + "; ".join(texts)
 
 
-def _shares(runs: Sequence[GroupRun], grid: Floats | None) -> dict[str, Any]:
-    known = [run for run in runs if run.site != UNKNOWN_SITE]
-    sites = {run.site for run in known}
-    if len(sites) < 2:
-        why = "one site only" if sites else "no site or scanner"
-        return {
-            "words": [
-                f"How much of the intensities' variance site explains cannot be computed: the "
-                f"sidecars name {why}. It takes at least two, and two runs in one of them."
-            ]
-        }
-    ages = np.array([run.age for run in known])
-    labels = [run.site for run in known]
-    table, constant = [], []
-    drawn: dict[str, tuple[float, float]] = {}
-    chance, title = None, ""
-    for name, before, after in _intensities(known, grid):
-        both = np.isfinite(before) & np.isfinite(after)
-        values = [np.where(both, v, math.nan) for v in (before, after)]
-        fixed = [gs.is_constant(v) for v in values]
-        if all(fixed):
-            constant.append(name)
-            continue
-        first, second = (
-            None if same else gs.variance_shares(v, labels, ages)
-            for v, same in zip(values, fixed, strict=True)
-        )
-        if first is None and second is None:
-            continue
-        table.append(_share_row(name, first, second, fixed))
-        if not drawn and first and second:
-            chance, title, drawn = first.chance, name, _share_bars(first, second)
-    words = []
-    if constant:
+def _choice(name: str, label: str, figures: Mapping[str, Any], alt: str) -> Section:
+    """Return a figure with a choice of its variants, under their names for people."""
+    names = gf.PART_NAMES | gf.CONDITION_NAMES
+    return {"name": name, "label": label, "alt": alt,
+            "variants": {names[key]: figure for key, figure in figures.items()}}
+
+
+def _matrix(runs: Sequence[GroupRun], found: Harmony) -> Section:
+    part: Section = {"id": "matrix", "short": "matrix", "title": "distance matrix"}
+    figures = gf.matrix_figures(found, runs)
+    if not figures:
+        return part | {"words": ["A matrix of distances needs at least two runs, before and after."]}
+    words = [
+        "Wasserstein-1 distance of each pair of runs, sorted by site, on one colour scale. Bright "
+        "blocks off the diagonal are differences between sites."
+    ]
+    if len(runs) > gf.MATRIX_RUNS:
         words.append(
-            f"{', '.join(constant)}: the same in every run, because the common scale is defined by "
-            "it; there is no variance to explain."
+            f"{gf.MATRIX_RUNS} of {len(runs)} runs, sampled from each site in proportion (seed 0)."
         )
-    if not table:
+    alt = "Matrix of distances between runs sorted by site, before and after"
+    return part | {"words": words, "figures": [_choice("matrix", "Tissue", figures, alt)]}
+
+
+def _embedding(
+    runs: Sequence[GroupRun], found: Harmony, index: Sequence[int], styles: gf.Styles
+) -> Section:
+    part: Section = {"id": "embedding", "short": "map", "title": "map of the runs"}
+    figures = gf.embedding_figures(found, index, [run.site for run in runs], styles)
+    if not figures:
+        return part | {"words": ["A map of the runs needs at least three runs that differ, with "
+                                 "the same histograms before and after."]}
+    words = [
+        "Each point is a run; near points have similar histograms (principal components of the "
+        "quantile functions of all conditions together, so that the axes are the same in each "
+        "picture). Clusters by site that dissolve are harmonised."
+    ]
+    if len(runs) > gf.MOST_POINTS:
+        words.append(f"A random sample of {gf.MOST_POINTS} of {len(runs)} runs is drawn.")
+    alt = "Runs on the first two principal components of their histograms, coloured by site"
+    return part | {"words": words,
+                   "figures": [_choice("embedding", "Beside before", figures, alt)]}
+
+
+def _shares(found: Harmony) -> Section:
+    part: Section = {"id": "shares", "short": "site and age", "title": "what intensities depend on: site, age, sex, group"}
+    words = list(found.words["sites"])
+    if not found.features:
+        words.append(
+            "How much of the variance of intensities site explains cannot be computed: it takes at "
+            "least two known sites, and two runs in one of them."
+        )
+        return part | {"words": words}
+    flat = [FEATURE_NAMES[f] + " (" + ", ".join(flats) + ")"
+            for f, conditions in found.features.items()
+            if (flats := [gf.CONDITION_NAMES[c] for c, s in conditions.items() if s.flat])]
+    if flat:
+        words.append(
+            f"The same in every run, so that there is no variance to explain: {'; '.join(flat)}."
+        )
+    if not any(s.shares for conditions in found.features.values() for s in conditions.values()):
         words.append("Too few runs per site, before and after, to split the variance.")
-        return {"words": words}
-    words.append(
-        "Eta squared of site should fall towards chance, (sites - 1) / (runs - 1), while the share "
-        "of age should survive. 'Beyond' is what one explains when the other is known already: "
-        "where sites differ in age, only these two can be told apart."
-    )
-    if not any(run_age > -gs.MONTHS_TO_BIRTH for run_age in ages) or np.ptp(ages) == 0:
-        words.append("The share of age cannot be computed: ages are missing or all the same.")
-    part: dict[str, Any] = {"words": words, "table": table}
-    if drawn:
-        part |= {"svg": plots.shares_svg(drawn, chance), "title": title}
-        part["alt"] = f"Explained variance of {title}, before and after"
-    return part
+        return part | {"words": words}
+    words += [
+        "Explained by site: eta squared, which should fall to chance, (sites - 1) / (runs - 1), the "
+        "dotted line; p from 999 permutations of the sites of whole participants. What age (the "
+        "logarithm of the time since conception), sex and group explain beyond site should "
+        "survive; where sites differ in age, only this can be told apart from site.",
+        "A share says nothing about size: where the whole variance fell, a large share of it can "
+        "be a small difference. The standard deviation between sites is in the table.",
+        *found.words["combat"],
+    ]
+    if found.words["covariates"]:
+        words.append("Not computed. " + " ".join(found.words["covariates"]))
+    figures = []
+    for which, title in (("site", "Explained by site"), ("age", "Explained by age beyond site"),
+                         ("sex", "Explained by sex beyond site"),
+                         ("group", "Explained by group beyond site")):
+        figure = gf.shares_figure(found, FEATURE_NAMES, which)
+        if figure is not None:
+            figures.append({"name": f"shares-{which}", "alt": title, "title": title,
+                            "variants": {"": figure}})
+    return part | {"words": words, "figures": figures, "table": _share_table(found),
+                   "columns": True}
 
 
-def _share_bars(first: gs.Shares, second: gs.Shares) -> dict[str, tuple[float, float]]:
-    bars = {"site\nalone": (first.site, second.site)}
-    for title, key in (("age\nalone", "age"), ("age beyond\nsite", "age_beyond_site")):
-        pair = getattr(first, key), getattr(second, key)
-        if None not in pair:
-            bars[title] = pair
-    return bars
+def _share_table(found: Harmony) -> Section:
+    rows = []
+    for feature in (name for name in FEATURE_NAMES if name in found.features):
+        for condition, shares in found.features[feature].items():
+            s = shares.shares
+            values = [gf.CONDITION_NAMES[condition]]
+            if s is None:
+                values += ["no variance" if shares.flat else "n/a", *[""] * 5]
+            else:
+                values += [f"{s.site:.1%}", _p(shares.p).removeprefix("= "), f"{s.chance:.1%}",
+                           *(_or_none(s.beyond_site.get(c)) for c in ("age", "sex", "group"))]
+            values += [number_text(shares.site_sd), number_text(shares.total_sd)]
+            rows.append((FEATURE_NAMES[feature], values))
+    head = ["Feature", "Condition", "Site", "p", "Chance", "Age beyond site", "Sex beyond site",
+            "Group beyond site", "SD between sites", "SD of all runs"]
+    return {"head": head, "rows": rows}
 
 
-def _share_row(
-    name: str, first: gs.Shares | None, second: gs.Shares | None, fixed: Sequence[bool]
-) -> dict[str, str]:
-    """Return one row of the table: each share before and after."""
-
-    def text(shares: gs.Shares | None, same: bool, key: str) -> str:
-        value = getattr(shares, key) if shares else None
-        return "no variance" if same else "n/a" if value is None else f"{value:.0%}"
-
-    def pair(key: str) -> str:
-        texts = [text(s, f, key) for s, f in zip((first, second), fixed, strict=True)]
-        return " \N{RIGHTWARDS ARROW} ".join(texts)
-
-    known = first or second
-    row = {key: pair(key) for key in ("site", "site_beyond_age", "age", "age_beyond_site")}
-    row |= {"n": str(known.n), "chance": f"{known.chance:.0%}"} if known else {}
-    return row | {"name": name}
-
-
-def _intensities(runs: Sequence[GroupRun], grid: Floats | None) -> list[tuple[str, Floats, Floats]]:
-    """Return name, before and after of the brain's quartiles and of the tissues' medians."""
-    found = []
-    if grid is not None:
-        has = {w: [i for i, r in enumerate(runs) if w in r.histograms] for w in ("Before", "After")}
-        rows = {w: [_on(grid, runs[i], w) for i in members] for w, members in has.items()}
-        for name, share in (("25th percentile", 0.25), ("median", 0.5), ("75th percentile", 0.75)):
-            pair = []
-            for when, members in has.items():
-                values = np.full(len(runs), math.nan)
-                if members:
-                    values[members] = gs.quantile(grid, np.stack(rows[when]), share)
-                pair.append(values)
-            found.append((f"Brain, {name}", pair[0], pair[1]))
-    for tissue in ("CSF", "GM", "WM"):
-        before, after = (_values(runs, f"Median{tissue}{when}") for when in ("Before", "After"))
-        found.append((f"{tissue}, median", before, after))
-    return found
+def _classifier(found: Harmony) -> Section:
+    part: Section = {"id": "classifier", "short": "classifier", "title": "can a classifier tell the site?"}
+    figure = gf.classifier_figure(found)
+    words = list(found.words.get("classifier", ()))
+    if figure is None:
+        return part | {"words": words or ["A classifier needs two known sites with at least three "
+                                          "participants each."]}
+    words.insert(0, (
+        "Cross-validated area under the ROC curve of linear discriminants that guess the site from "
+        "the tenths of the histograms; no participant is in training and test at once; interval "
+        "from 200 bootstrap samples of participants. 0.5 is chance, 1 is certainty."
+    ))
+    if "covariates" in found.classified:
+        words.append(
+            "The last line is what can be guessed from age, sex and group alone: harmonisation "
+            "that keeps them cannot, and should not, go below it."
+        )
+    alt = "; ".join(f"{gf.CONDITION_NAMES[c]}: AUC {r.auc:.2f}"
+                    for c, r in found.classified.items())
+    figures = [{"name": "classifier", "alt": alt, "variants": {"": figure}}]
+    return part | {"words": words, "figures": figures}
 
 
-def _outliers(runs: Sequence[GroupRun]) -> dict[str, Any]:
-    if len(runs) < SMALLEST_OUTLIER_GROUP:
-        return {
-            "words": [
-                f"Outliers are searched among at least {SMALLEST_OUTLIER_GROUP} runs; there "
-                f"{_be(len(runs), 'run')}. Compare the rows of the table instead."
-            ]
-        }
+def find_outliers(runs: Sequence[GroupRun]) -> list[Outlier]:
+    """Return measures beyond a robust z of 3.5 among the runs of the same stage, farthest first."""
     stages = np.array([run.stage for run in runs])
     counts = Counter(stages.tolist())
     large = [stage for stage, count in counts.items() if count >= SMALLEST_OUTLIER_GROUP]
     groups = {f"stage {stage}": np.flatnonzero(stages == stage).tolist() for stage in large}
     groups["all the rest"] = np.flatnonzero(~np.isin(stages, large)).tolist()
-    items = []
+    items: list[Outlier] = []
     for group, members in groups.items():
         if len(members) < SMALLEST_OUTLIER_GROUP:
             continue
         for key, label in OUTLIER_MEASURES.items():
-            values = _values([runs[i] for i in members], key)
+            values = values_of([runs[i] for i in members], key)
             for i, value, z in zip(members, values, gs.robust_z(values), strict=True):
                 if abs(z) > OUTLIER_Z:
                     item = {"name": runs[i].name, "link": runs[i].link, "measure": label}
                     items.append(item | {"value": number_text(value), "z": z, "group": group})
-    items.sort(key=lambda item: -abs(float(item["z"])))
+    return sorted(items, key=lambda item: -abs(float(item["z"])))
+
+
+def _outliers(runs: Sequence[GroupRun]) -> Section:
+    part: Section = {"id": "outliers", "short": "outliers", "title": "outliers"}
+    if len(runs) < SMALLEST_OUTLIER_GROUP:
+        return part | {"words": [
+            f"Outliers are searched among at least {SMALLEST_OUTLIER_GROUP} runs; there "
+            f"{_be(len(runs), 'run')}. Compare the rows of the table instead."
+        ]}
+    items = find_outliers(runs)
     words = [
         f"Robust z beyond {OUTLIER_Z} among the runs of the same stage "
         f"(0.6745 x distance from the median / median absolute deviation): {len(items)} found."
@@ -331,35 +409,11 @@ def _outliers(runs: Sequence[GroupRun]) -> dict[str, Any]:
     if len(items) > MOST_OUTLIERS:
         words.append(f"The {MOST_OUTLIERS} farthest are listed.")
     shown = [item | {"z": f"{item['z']:+.1f}"} for item in items[:MOST_OUTLIERS]]
-    return {"words": words, "found": shown}
+    return part | {"words": words, "outliers": shown}
 
 
-def _common_grid(runs: Sequence[GroupRun]) -> Floats | None:
-    """Return edges that all histograms are brought onto: theirs if equal, else 200 over all."""
-    edges = [run.histograms["Edges"] for run in runs if "Before" in run.histograms]
-    if not edges:
-        return None
-    if all(np.array_equal(edges[0], other) for other in edges[1:]):
-        return edges[0].astype(np.float64)
-    return np.linspace(min(float(e[0]) for e in edges), max(float(e[-1]) for e in edges), 201)
-
-
-def _on(grid: Floats, run: GroupRun, when: str) -> Floats:
-    own = run.histograms["Edges"].astype(np.float64)
-    density = run.histograms[when].astype(np.float64)
-    return density if np.array_equal(own, grid) else gs.densities_on(grid, own, density)
-
-
-def _reference(runs: Sequence[GroupRun], grid: Floats) -> tuple[str, Floats | None]:
-    stages = Counter(run.stage for run in runs if "Reference" in run.histograms)
-    if not stages:
-        return "", None
-    stage = stages.most_common(1)[0][0]
-    run = next(run for run in runs if run.stage == stage and "Reference" in run.histograms)
-    return stage, _on(grid, run, "Reference")
-
-
-def _values(runs: Sequence[GroupRun], key: str) -> Floats:
+def values_of(runs: Sequence[GroupRun], key: str) -> Floats:
+    """Return one measure of each run; NaN where it is not known."""
     return np.array([run.metrics.get(key, math.nan) for run in runs], float)
 
 
@@ -367,5 +421,11 @@ def _be(count: int, noun: str) -> str:
     return f"is 1 {noun}" if count == 1 else f"are {count or 'no'} {noun}s"
 
 
+def _or_none(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
 def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return "n/a"
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"

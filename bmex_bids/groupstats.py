@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,14 @@ import numpy.typing as npt
 __all__ = [
     "PairedTest",
     "Shares",
-    "cumulative",
-    "densities_on",
+    "dummies",
     "eta_squared",
-    "is_constant",
+    "explained",
+    "log_age",
     "paired_test",
-    "pairwise_distances",
-    "quantile",
+    "permutation_p",
     "robust_z",
+    "site_spread",
     "variance_shares",
 ]
 
@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 SMALLEST_PAIRED = 5  # pairs below which a test would say nothing
 MONTHS_TO_BIRTH = 9.2  # from conception, so that the logarithm of age exists before birth too
+PERMUTATIONS = 999
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,20 @@ class Shares:
     Attributes:
         n: runs used.
         sites: number of sites.
-        site: explained by site alone (eta squared).
-        chance: what eta squared is on average when site means nothing, (sites - 1) / (n - 1).
-        age: explained by the logarithm of age since conception alone; None without ages.
-        site_beyond_age: gained by site when age is known already; None without ages.
-        age_beyond_site: gained by age when site is known already; None without ages.
+        site: eta squared, explained by site alone.
+        chance: expectation of ``site`` when site has no effect, (sites - 1) / (n - 1).
+        site_beyond: gained by site when all covariates are known already; None without any.
+        alone: covariate -> what it explains alone.
+        beyond_site: covariate -> what it gains when site is known already.
     """
 
     n: int
     sites: int
     site: float
     chance: float
-    age: float | None
-    site_beyond_age: float | None
-    age_beyond_site: float | None
+    site_beyond: float | None
+    alone: dict[str, float]
+    beyond_site: dict[str, float]
 
 
 def paired_test(before: Floats, after: Floats) -> PairedTest | None:
@@ -90,50 +91,153 @@ def paired_test(before: Floats, after: Floats) -> PairedTest | None:
     return PairedTest(n, mean, mean - half, mean + half, mean / spread, t_p, wilcoxon_p)
 
 
+def dummies(groups: Sequence[str]) -> Floats:
+    """Return (n, groups - 1) columns of 0 and 1; the first group in sorted order has none."""
+    names, index = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
+    return np.asarray(np.eye(len(names))[index][:, 1:])
+
+
+def log_age(months: Floats) -> Floats:
+    """Return (n,) logarithms of the time since conception; NaN where the age is not known."""
+    since = np.asarray(months, float) + MONTHS_TO_BIRTH
+    return np.log(np.where(since > 0, since, np.nan))
+
+
+def explained(values: Floats, columns: Floats) -> float:
+    """Return the share of the total variance of (n, f) values that (n, p) columns explain.
+
+    Linear model with intercept; sums of squares are added over the f features, which for the
+    columns of a factor is the R squared of PERMANOVA on Euclidean distances
+    (doi:10.1111/j.1442-9993.2001.01070.pp.x), and for f = 1 the usual R squared.
+    """
+    design = np.hstack([np.ones((len(values), 1)), columns])
+    fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    total = float(((values - values.mean(axis=0)) ** 2).sum())
+    return min(1.0, max(0.0, 1 - float(((values - fitted) ** 2).sum()) / total))
+
+
 def eta_squared(values: Floats, groups: Sequence[str]) -> float | None:
     """Return the share of variance between groups, SS_between / SS_total, 0 to 1.
 
-    None when there are fewer than two groups, no group with two values, or no spread.
+    Args:
+        values: (n,) or (n, f); sums of squares are added over the f features.
+        groups: n labels.
+
+    Returns:
+        None when there are fewer than two groups, no group with two values, or no spread.
     """
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    values = values.reshape(len(values), -1)
+    names, index = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
     if len(names) < 2 or len(values) <= len(names):
         return None
-    total = float(((values - values.mean()) ** 2).sum())
+    centred = values - values.mean(axis=0)
+    total = float((centred**2).sum())
     if total == 0:
         return None
-    counts = np.bincount(index)
-    means = np.bincount(index, values) / counts
-    return float((counts * (means - values.mean()) ** 2).sum()) / total
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, index, centred)
+    return float((sums**2 / np.bincount(index)[:, None]).sum()) / total
 
 
-def variance_shares(values: Floats, sites: Sequence[str], ages: Floats) -> Shares | None:
-    """Split the variance of (n,) values between site and age; None when site has no share.
+def permutation_p(
+    values: Floats,
+    slices: Mapping[str, slice],
+    sites: Sequence[str],
+    blocks: Sequence[str],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return, for each feature, how often shuffled sites explain as much as the real ones.
+
+    The labels of whole blocks are exchanged (999 times), so that several runs of one participant
+    count as what they are. p = (1 + as large or larger) / 1000 (doi:10.2202/1544-6115.1585).
 
     Args:
-        values: one per run; NaN leaves the run out.
-        sites: one label per run.
-        ages: months after birth, negative before; runs without (NaN) do not count for age's part.
+        values: (n, f), finite.
+        slices: name of a feature -> its columns of ``values``.
+        sites: n labels.
+        blocks: n labels of what is exchanged; every run of a block is of one site.
+        seed: of the permutations.
     """
-    known = np.isfinite(values)
-    values, ages = values[known], ages[known]
-    labels = [site for site, keep in zip(sites, known, strict=True) if keep]
-    site = eta_squared(values, labels)
+    block = np.unique(np.asarray(blocks, object).astype(str), return_inverse=True)[1]
+    names, site = np.unique(np.asarray(sites, object).astype(str), return_inverse=True)
+    count = np.bincount(block)
+    sums = np.zeros((len(count), values.shape[1]))
+    np.add.at(sums, block, values - values.mean(axis=0))
+    label = np.zeros(len(count), np.int64)
+    label[block] = site
+    one_of = np.eye(len(names))
+
+    def between(labels: npt.NDArray[np.int64]) -> Floats:
+        member = one_of[labels].T
+        return np.asarray(((member @ sums) ** 2 / (member @ count)[:, None]).sum(axis=0))
+
+    rng = np.random.default_rng(seed)
+    real = between(label)
+    larger = dict.fromkeys(slices, 0)
+    for _ in range(PERMUTATIONS):
+        shuffled = between(rng.permutation(label))
+        for name, part in slices.items():
+            larger[name] += bool(shuffled[part].sum() >= real[part].sum() * (1 - 1e-12))
+    return {name: (1 + hits) / (1 + PERMUTATIONS) for name, hits in larger.items()}
+
+
+def variance_shares(
+    values: Floats, sites: Sequence[str], covariates: Mapping[str, Floats]
+) -> Shares | None:
+    """Split the variance of (n, f) values between site and covariates.
+
+    Args:
+        values: finite; several features are added up as in :func:`explained`.
+        sites: one label per run.
+        covariates: name -> (n, p) columns; NaN leaves the run out of this covariate's shares.
+
+    Returns:
+        The shares; None where site has none (one site, one run each, no variance).
+    """
+    values = values.reshape(len(values), -1)
+    site = eta_squared(values, sites)
     if site is None:
         return None
-    k = len(set(labels))
-    chance = (k - 1) / (len(values) - 1)
-    with_age = np.isfinite(ages) & (ages > -MONTHS_TO_BIRTH)
-    dated = [label for label, keep in zip(labels, with_age, strict=True) if keep]
-    enough = len(dated) > len(set(dated)) + 1 and len(set(dated)) > 1
-    if not enough or np.ptp(ages[with_age]) == 0 or np.ptp(values[with_age]) == 0:
-        return Shares(len(values), k, site, chance, None, None, None)
-    y = values[with_age]
-    age = np.log(ages[with_age] + MONTHS_TO_BIRTH)[:, None]
-    dummies = (np.asarray(dated)[:, None] == np.unique(dated)[None, 1:]).astype(float)
-    r_age, r_site = _r_squared(y, age), _r_squared(y, dummies)
-    r_both = _r_squared(y, np.hstack([age, dummies]))
-    beyond = max(0.0, r_both - r_age), max(0.0, r_both - r_site)
-    return Shares(len(values), k, site, chance, r_age, *beyond)
+    count = len(set(sites))
+    alone, beyond = {}, {}
+    usable = {}
+    for name, columns in covariates.items():
+        known = np.isfinite(columns).all(axis=1)
+        pair = _alone_and_beyond(values[known], _chosen(sites, known), columns[known])
+        if pair is not None:
+            alone[name], beyond[name] = pair
+            usable[name] = columns
+    everything = np.hstack(list(usable.values())) if usable else np.zeros((len(values), 0))
+    known = np.isfinite(everything).all(axis=1)
+    pair = None
+    if usable and len(set(_chosen(sites, known))) > 1:
+        pair = _alone_and_beyond(
+            values[known], _chosen(sites, known), everything[known], swapped=True
+        )
+    chance = (count - 1) / (len(values) - 1)
+    return Shares(len(values), count, site, chance, pair[1] if pair else None, alone, beyond)
+
+
+def _alone_and_beyond(
+    values: Floats, sites: Sequence[str], columns: Floats, *, swapped: bool = False
+) -> tuple[float, float] | None:
+    """Return what the columns explain alone and beyond site; ``swapped``: site beyond them."""
+    design = dummies(sites)
+    if len(values) < design.shape[1] + columns.shape[1] + 3 or not (columns.std(axis=0) > 0).any():
+        return None
+    if not ((values - values.mean(axis=0)) ** 2).sum() > 0:
+        return None
+    site, alone = explained(values, design), explained(values, columns)
+    both = explained(values, np.hstack([design, columns]))
+    return alone, max(0.0, both - (alone if swapped else site))
+
+
+def site_spread(values: Floats, sites: Sequence[str]) -> tuple[float, float]:
+    """Return the standard deviations of the sites' means, and of all (n,) values."""
+    index = np.unique(np.asarray(sites, object).astype(str), return_inverse=True)[1]
+    means = np.bincount(index, values) / np.bincount(index)
+    return float(means.std(ddof=1)) if len(means) > 1 else 0.0, float(values.std(ddof=1))
 
 
 def robust_z(values: Floats) -> Floats:
@@ -148,44 +252,5 @@ def robust_z(values: Floats) -> Floats:
     return np.asarray(0.6745 * (values - middle) / mad)
 
 
-def densities_on(grid: Floats, edges: Floats, density: Floats) -> Floats:
-    """Bring a histogram (edges n + 1, density n) onto other edges (m + 1), mass kept."""
-    mass = np.concatenate([[0.0], np.cumsum(density * np.diff(edges))])
-    return np.asarray(np.diff(np.interp(grid, edges, mass)) / np.diff(grid))
-
-
-def cumulative(grid: Floats, densities: Floats) -> Floats:
-    """Return the cumulative distributions (runs, m), each ending at 1, of densities (runs, m)."""
-    mass = np.cumsum(densities * np.diff(grid), axis=-1)
-    return np.asarray(mass / np.maximum(mass[..., -1:], 1e-12))
-
-
-def quantile(grid: Floats, densities: Floats, share: float) -> Floats:
-    """Return a quantile (share 0.5: the median) of each of (runs, m) histograms, linear in bins."""
-    shares = cumulative(grid, densities)
-    found = [np.interp(share, np.concatenate([[0.0], row]), grid) for row in shares]
-    return np.asarray(found, float)
-
-
-def is_constant(values: Floats) -> bool:
-    """Tell whether the known values spread by less than 0.1 % of their mean."""
-    known = values[np.isfinite(values)]
-    return len(known) > 0 and float(known.std()) <= 1e-3 * abs(float(known.mean()))
-
-
-def pairwise_distances(grid: Floats, densities: Floats) -> Floats:
-    """Return the Wasserstein distances of all pairs of (runs, m) histograms, condensed as pdist.
-
-    In one dimension it is the area between the cumulative distributions, in units of the scale.
-    """
-    from scipy.spatial.distance import pdist
-
-    return np.asarray(pdist(cumulative(grid, densities) * np.diff(grid), "cityblock"))
-
-
-def _r_squared(values: Floats, columns: Floats) -> float:
-    """Share of variance that a linear model with intercept explains."""
-    design = np.hstack([np.ones((len(values), 1)), columns])
-    fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    total = float(((values - values.mean()) ** 2).sum())
-    return min(1.0, max(0.0, 1 - float(((values - fitted) ** 2).sum()) / total))
+def _chosen(labels: Sequence[str], which: npt.NDArray[np.bool_]) -> list[str]:
+    return [label for label, keep in zip(labels, which, strict=True) if keep]
