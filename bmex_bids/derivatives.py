@@ -49,6 +49,7 @@ class Result:
         preproc: (x, y, z) float32 whole head on the input's scale; None when only measured.
         high_res: the enhanced image on the model grid and its (4, 4) affine; None if not wanted.
         uncertainty: (x, y, z) float32 standard deviation, common scale; None if not wanted.
+        lesions: (x, y, z) float32 probability; None if not wanted or not known to the network.
         metrics: measures by name, e.g. ``TCTBefore``.
         histograms: ``Edges`` (n + 1) and the densities ``Before``, ``After``, ``Reference`` (n), and
             those of the tissues, ``BeforeGM`` and so on.
@@ -71,6 +72,7 @@ class Result:
     flags: tuple[str, ...]
     provenance: dict[str, object]
     seconds: dict[str, float] = field(default_factory=dict)
+    lesions: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,12 @@ def _outputs(result: Result, out: Path) -> Iterator[_Output]:
             probability.astype(np.float32),
             {"Description": f"Probability of {label}, 0 to 1, on the grid of the input."},
         )
+    if result.lesions is not None:
+        yield _Output(
+            path(space=job.suffix, label="L", suffix="probseg"),
+            result.lesions.astype(np.float32),
+            {"Description": "Probability of a white-matter lesion, 0 to 1, on the input's grid."},
+        )
     if result.uncertainty is not None:
         text = "Standard deviation of the enhanced image over an ensemble of flips. "
         fields = {"SkullStripped": True, "Description": text + scales["Enhanced"]}
@@ -286,6 +294,7 @@ def _remove_stale(job: Job, out: Path, kept: set[Path]) -> None:
     """Remove optional images of an earlier start, which this start does not make again."""
     optional = (
         derivative_path(out, job, desc="uncertainty"),
+        derivative_path(out, job, space=job.suffix, label="L", suffix="probseg"),
         derivative_path(out, job, res="hi", desc="enhanced"),
     )
     for path in optional:

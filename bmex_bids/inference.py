@@ -104,7 +104,7 @@ def enhance_volume(
     """Classify the tissues of a brain and enhance it, in one pass.
 
     Args:
-        network: ``(b, 1, x, y, z) -> scores (b, 4, x, y, z), enhanced (b, 1, x, y, z)``, with
+        network: ``(b, 1, x, y, z) -> scores (b, 4 or 5, x, y, z), enhanced (b, 1, x, y, z)``, with
             ``multiple`` and ``live_channels``, in eval mode; it is moved to the device.
         volume: (x, y, z) on the network's grid and intensity range, 0 outside the brain.
         compute: device, precision and memory limit.
@@ -114,7 +114,8 @@ def enhance_volume(
         progress: called with (steps done, steps in all).
 
     Returns:
-        Probabilities (4, x, y, z) of background, CSF, GM, WM, summing to one; the enhanced
+        Probabilities (4, x, y, z) of background, CSF, GM, WM, summing to one, and of lesions as a
+        fifth where the network has that class; the enhanced
         image (x, y, z); with ``flips`` the standard deviation (x, y, z) of the enhanced image over
         the flips, else None.
 
@@ -126,8 +127,8 @@ def enhance_volume(
         scores, enhanced = network(x)
         return torch.cat((scores.float().softmax(1), enhanced.float()), 1)
 
-    shape = (len(TISSUES) + 1, *volume.shape)
-    mean, squares = np.zeros(shape, np.float32), np.zeros(volume.shape, np.float32)
+    mean = np.zeros((1, 1, 1, 1), np.float32)
+    squares = np.zeros(volume.shape, np.float32)
     passes = FLIPS if flips else FLIPS[:1]
     for count, axes in enumerate(passes, 1):
         flipped = np.flip(volume, axes)
@@ -135,7 +136,7 @@ def enhance_volume(
         out = _run(network, forward, flipped, compute, limit=tile, overlap=overlap, progress=steps)
         out = np.flip(out, tuple(axis + 1 for axis in axes))
         change = out - mean  # Welford's running mean and variance
-        mean += change / np.float32(count)
+        mean = mean + change / np.float32(count)
         squares += change[-1] * (out[-1] - mean[-1])
     deviation = np.sqrt(squares / np.float32(len(passes))) if flips else None
     return mean[:-1], mean[-1], deviation
@@ -216,7 +217,7 @@ def _most_voxels(network: nn.Module, voxels: int, compute: Compute) -> int:
     share = BFLOAT16_SHARE if compute.precision == "bfloat16" else 1.0
     each = 4 * share * cast(int, network.live_channels)
     weights = 8 * sum(p.numel() for p in network.parameters())  # and a copy in another layout
-    volumes = 4 * voxels * 2 * (len(TISSUES) + 1) if compute.device == "cpu" else 0
+    volumes = 4 * voxels * 2 * (len(TISSUES) + 2) if compute.device == "cpu" else 0
     return max(0, int((compute.max_bytes - weights - volumes) / each))
 
 

@@ -74,6 +74,25 @@ def _norm(kind: str, channels: int) -> nn.Module:
     )
 
 
+def local_differences(x: Tensor, reach: int) -> Tensor:
+    """Mean of the two neighbours minus the voxel, per axis and distance.
+
+    ``(b, 1, x, y, z) -> (b, 3 * reach, x, y, z)``: axes x, y, z at distance 1, then at 2, ...;
+    at the border the outermost voxels are repeated.
+    """
+    found: list[Tensor] = []
+    for distance in range(1, reach + 1):
+        wide = F.pad(x, (distance,) * 6, mode="replicate")
+        for axis in (2, 3, 4):
+            middle = wide
+            for other in {2, 3, 4} - {axis}:
+                middle = middle.narrow(other, distance, x.shape[other])
+            size = x.shape[axis]
+            both = middle.narrow(axis, 0, size) + middle.narrow(axis, 2 * distance, size)
+            found.append(0.5 * both - x)
+    return torch.cat(found, 1)
+
+
 class VoxelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each voxel.
 
@@ -159,7 +178,10 @@ class TissueGuidedUNet(nn.Module):
     """Tissue classification, then enhancement guided by the tissue probabilities.
 
     The two-step idea of BME-X (doi:10.1038/s41551-024-01283-7) with two :class:`UNet`; the second
-    predicts the difference between the clean and the given image.
+    predicts the difference between the clean and the given image. With ``reach``, that difference
+    is a free part plus the image's own :func:`local_differences`, each times a predicted weight:
+    smoothing is a weight above zero and sharpening one below, which is learnt in a few steps. The
+    classifier learns from labels alone: no gradient of the enhancement reaches it.
 
     Args:
         tissue: keyword arguments of the classifier's :class:`UNet`.
@@ -167,6 +189,7 @@ class TissueGuidedUNet(nn.Module):
         conditions: how many conditions (age stage and contrast) one pair serves; 0 for one alone.
         condition: the one that an image has when the call does not say.
         classes: tissue classes including background; a fifth one is for lesions.
+        reach: voxels that the local differences reach to each side; 0 for none.
     """
 
     def __init__(
@@ -176,11 +199,13 @@ class TissueGuidedUNet(nn.Module):
         conditions: int = 0,
         condition: int = 0,
         classes: int = len(TISSUES),
+        reach: int = 0,
     ):
         super().__init__()
+        self.reach = reach
         self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
         self.enhance = UNet(
-            1 + classes, 1, conditions=conditions, **enhance  # type: ignore[arg-type]
+            1 + classes, 1 + 3 * reach, conditions=conditions, **enhance  # type: ignore[arg-type]
         )
         self.conditions, self.condition = conditions, condition
         self.multiple = max(self.tissue.multiple, self.enhance.multiple)
@@ -197,8 +222,13 @@ class TissueGuidedUNet(nn.Module):
         elif condition is None:
             condition = torch.full((len(x),), self.condition, device=x.device)
         scores = self.tissue(x, condition)
-        guided = torch.cat((x, scores.softmax(1).to(x.dtype)), 1)
-        return scores, x + self.enhance(guided, condition)
+        guided = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
+        change = self.enhance(guided, condition)
+        if self.reach:
+            weights = change[:, 1:]
+            local = local_differences(x.to(change.dtype), self.reach)
+            change = change[:, :1] + (weights * local).sum(1, keepdim=True)
+        return scores, x + change
 
 
 class DUNet(nn.Module):

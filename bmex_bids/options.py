@@ -17,6 +17,7 @@ from typing import Any
 from bmex_bids import __version__
 from bmex_bids.age import STAGES
 from bmex_bids.bids import read_text
+from bmex_bids.spaces import parse_spaces
 
 __all__ = ["Options", "parse_memory", "parse_options", "to_toml"]
 
@@ -28,7 +29,7 @@ examples:
   bmex /data/bids /data/out participant --participant-label 01 02
   bmex /data/bids /data/out participant --dry-run
   bmex /data/bids /data/out group
-exit code: 0 every requested run succeeded, 1 at least one failed, 2 wrong input or options
+exit code: 0 all that was asked for succeeded, 1 a run or a space failed, 2 wrong input or options
 """
 
 
@@ -56,6 +57,9 @@ class Options:
     model_set: str = "bundled"
     high_res: bool = False
     uncertainty: bool = False
+    lesions: bool = False
+    output_spaces: tuple[str, ...] = ()
+    registration: str = "syn"
     measure_only: bool = False
     reports_only: bool = False
     site_column: str | None = None
@@ -97,6 +101,8 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         )
     if given["measure_only"] and (given["high_res"] or given["uncertainty"]):
         parser.error("--measure-only writes no enhanced image; drop --high-res and --uncertainty")
+    if given["measure_only"] and given["output_spaces"]:
+        parser.error("--measure-only writes no enhanced image; drop --output-spaces")
     if given["dry_run"] and given["analysis_level"] == "group":
         parser.error(
             "--dry-run shows the plan of the participant level; drop it, or write participant"
@@ -183,6 +189,14 @@ def _folder(text: str) -> Path:
     if not folder.is_dir():
         raise argparse.ArgumentTypeError(f"{folder}: no such folder")
     return folder
+
+
+def _space(text: str) -> str:
+    try:
+        parse_spaces([text])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _device(text: str) -> str:
@@ -316,6 +330,21 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add("--reports-only", action="store_true", help="make the reports of finished runs again")
     add("--high-res", action="store_true", help="write the enhanced image on the model's grid too")
     add("--uncertainty", action="store_true", help="map the deviation over an ensemble of flips")
+    add("--lesions", action="store_true", help="map the probability of white-matter lesions")
+    add(
+        *("--output-spaces", "--output_spaces"),
+        nargs="+",
+        default=[],
+        type=_space,
+        metavar="SPACE",
+        help="templates of TemplateFlow, e.g. MNI152NLin2009cAsym:res-2, MNIInfant (cohort by age)",
+    )
+    add(
+        "--registration",
+        default="syn",
+        choices=["syn", "affine"],
+        help="to the templates of --output-spaces (default: syn)",
+    )
     add(
         "--stop-on-first-crash", action="store_true", help="start no further run after a failed one"
     )

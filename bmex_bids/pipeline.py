@@ -47,6 +47,7 @@ class Settings:
         measure_only: measure the input, write no enhanced image.
         high_res: keep a copy on the model grid.
         uncertainty: average over mirror images and keep the spread.
+        lesions: keep the probability of lesions.
         seed: of torch.
         model_set: the set whose brain extraction is taken.
     """
@@ -56,6 +57,7 @@ class Settings:
     measure_only: bool = False
     high_res: bool = False
     uncertainty: bool = False
+    lesions: bool = False
     seed: int = 1
     model_set: str = "bundled"
 
@@ -104,6 +106,8 @@ def enhance_run(
     """
     torch.manual_seed(settings.seed)
     record = _record(settings.models, job.weights)
+    if settings.lesions and record.architecture.get("classes", 4) < 5:
+        raise WeightsError(f"{record.name} has no class for lesions: drop --lesions")
     clock = _Clock(progress)
     with clock.step("load"):
         image = load_image(job.path)
@@ -121,7 +125,7 @@ def enhance_run(
     with clock.step("restore"):
         change = restore(out.change, out.grid)
         restored = np.where(inside, np.maximum(corrected + change, 0), 0).astype(np.float32)
-        probabilities, labels = _tissues(out, inside)
+        probabilities, labels, lesions = _tissues(out, inside)
         anchors = _anchors(restored, probabilities, record)
         enhanced = np.where(inside, intensity.apply_anchors(restored, anchors), 0)
         enhanced = enhanced.astype(np.float32)
@@ -150,6 +154,9 @@ def enhance_run(
         mask=mask,
         labels=_pasted(labels, box, mask.shape),
         probabilities=_pasted(probabilities, box, mask.shape),
+        lesions=(
+            _pasted(lesions, box, mask.shape) if settings.lesions and lesions is not None else None
+        ),
         enhanced=_pasted(enhanced, box, mask.shape) if keep else None,
         preproc=preproc if keep else None,
         high_res=_high_res(out, anchors) if keep and (settings.high_res or coarse) else None,
@@ -262,16 +269,20 @@ def _apply_network(
     )
 
 
-def _tissues(
-    out: _Output, mask: Mask
-) -> tuple[Array, npt.NDArray[np.uint8]]:
-    """Probabilities (3, x, y, z) of CSF, GM and WM and labels on the native grid."""
+def _tissues(out: _Output, mask: Mask) -> tuple[Array, npt.NDArray[np.uint8], Array | None]:
+    """Probabilities (3, x, y, z) of CSF, GM and WM, labels, and lesions, on the native grid.
+
+    Lesions are white matter in the probabilities and labels; None if the network has no such class.
+    """
     native = np.stack([restore(p, out.grid, order=1) for p in out.probabilities[1:]])
     native = np.clip(native, 0, None) * mask
     total = native.sum(0)
-    shares = native / np.where(total > 1e-6, total, 1)
+    shares = (native / np.where(total > 1e-6, total, 1)).astype(np.float32)
+    lesions = shares[3] if len(shares) > 3 else None
+    if lesions is not None:
+        shares = np.stack((*shares[:2], shares[2] + lesions))
     labels = np.where(mask, shares.argmax(0) + 1, 0).astype(np.uint8)
-    return shares.astype(np.float32), labels
+    return shares, labels, lesions
 
 
 def _anchors(

@@ -46,6 +46,7 @@ class Request:
         measure_only: only measures are wanted.
         high_res: the enhanced image on the model grid is wanted too.
         uncertainty: the map of uncertainty is wanted too.
+        lesions: the map of lesions is wanted too.
         reports_only: only finished runs are wanted, whichever model made them.
     """
 
@@ -61,6 +62,7 @@ class Request:
     measure_only: bool = False
     high_res: bool = False
     uncertainty: bool = False
+    lesions: bool = False
     reports_only: bool = False
 
 
@@ -231,6 +233,10 @@ def _is_done(job: Job, request: Request, sha256: str) -> bool:
         *([derivative_path(out, job, res="hi", desc="enhanced")] if request.high_res else []),
         *([derivative_path(out, job, desc="uncertainty")] if request.uncertainty else []),
     ]
+    if request.lesions:
+        promised.append(
+            derivative_path(out, job, space=job.suffix, label="L", suffix="probseg")
+        )
     there = request.measure_only or all(path.exists() for path in promised)
     return there and is_done(out, job, sha256, request.measure_only)
 

@@ -42,6 +42,7 @@ def request_of(options: Options) -> Request:
         measure_only=options.measure_only,
         high_res=options.high_res,
         uncertainty=options.uncertainty,
+        lesions=options.lesions,
         reports_only=options.reports_only,
     )
 
@@ -77,6 +78,7 @@ def settings_of(options: Options) -> Settings:
         measure_only=options.measure_only,
         high_res=options.high_res,
         uncertainty=options.uncertainty,
+        lesions=options.lesions,
         seed=options.seed,
         model_set=options.model_set,
     )

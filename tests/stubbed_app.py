@@ -40,6 +40,7 @@ class Settings:
     measure_only: bool = False
     high_res: bool = False
     uncertainty: bool = False
+    lesions: bool = False
     seed: int = 0
     model_set: str = ""
 

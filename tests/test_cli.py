@@ -203,6 +203,7 @@ def test_interrupted(bmex: Bmex, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--measure-only"], {"measure_only": True}),
         (["--high-res"], {"high_res": True}),
         (["--uncertainty"], {"uncertainty": True}),
+        (["--lesions"], {"lesions": True}),
         (["--seed", "7"], {"seed": 7}),
         (["--model-set", "test"], {"model_set": "test"}),
     ],

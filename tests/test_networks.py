@@ -14,6 +14,7 @@ from bmex_bids.networks import (
     TissueGuidedUNet,
     UNet,
     depth_to_space,
+    local_differences,
     space_to_depth,
 )
 
@@ -266,3 +267,32 @@ def test_tissue_guided_unet_shapes_and_residual() -> None:
 def test_unknown_normalisation() -> None:
     with pytest.raises(ValueError, match="'spectral': expected 'batch', 'instance'"):
         UNet(1, 1, (4, 6), norm="spectral")
+
+
+def test_local_differences_by_hand() -> None:
+    x = torch.zeros(1, 1, 5, 5, 5)
+    x[0, 0, 2, 2, 2] = 1.0
+    found = local_differences(x, 2)
+    assert found.shape == (1, 6, 5, 5, 5)
+    assert found[0, :, 2, 2, 2].tolist() == [-1.0] * 6
+    assert found[0, :3, 1, 2, 2].tolist() == [0.5, 0.0, 0.0]
+    assert found[0, 3:, 2, 2, 0].tolist() == [0.0, 0.0, 0.5]
+    ramp = torch.arange(6.0).expand(1, 1, 6, 6, 6)  # straight inside, repeated at the border
+    assert not bool(local_differences(ramp, 1)[..., 1:-1].any())
+
+
+def test_a_pair_with_conditions_tells_them_apart() -> None:
+    part = {"widths": [4, 6], "thin": 0, "norm": "layer"}
+    torch.manual_seed(1)
+    pair = TissueGuidedUNet(part, part, conditions=3, condition=2, classes=5, reach=1).eval()
+    x = torch.rand(2, 1, 16, 16, 16)
+    with torch.inference_mode():
+        plain, enhanced = pair(x)
+        assert plain.shape == (2, 5, 16, 16, 16) and enhanced.shape == x.shape
+        both, _ = pair(x, torch.tensor([2, 0]))
+        torch.testing.assert_close(both, plain)  # untrained shifts are zero
+        pair.tissue.down[0].shift.weight[2] += 1  # type: ignore[index, union-attr, operator]
+        own, _ = pair(x)
+        torch.testing.assert_close(pair(x, torch.tensor([2, 0]))[0][0], own[0])
+        torch.testing.assert_close(pair(x, torch.tensor([2, 0]))[0][1], plain[1])
+        assert not torch.allclose(own, plain)

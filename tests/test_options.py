@@ -56,6 +56,10 @@ def test_options_are_frozen() -> None:
         (["--dry-run"], "dry_run", True),
         (["--high-res"], "high_res", True),
         (["--uncertainty"], "uncertainty", True),
+        (["--lesions"], "lesions", True),
+        (["--output-spaces", "MNIInfant", "X:res-2"], "output_spaces", ("MNIInfant", "X:res-2")),
+        (["--output_spaces", "anat"], "output_spaces", ("anat",)),
+        (["--registration", "affine"], "registration", "affine"),
         (["-vv"], "verbose", 2),
     ],
 )
@@ -127,7 +131,7 @@ EVERYTHING = [
     *("--bids-database-dir", "/db", "--stage", "fetal", "--models-dir", "/", "--model-set", "p"),
     *("--device", "cuda:1", "--precision", "float32", "--nprocs", "2", "--omp-nthreads", "3"),
     *("--mem", "8G", "--seed", "4", "--overwrite", "--stop-on-first-crash", "--reports-only"),
-    *("--high-res", "--uncertainty", "-vv"),
+    *("--high-res", "--uncertainty", "--lesions", "-vv"),
 ]
 
 

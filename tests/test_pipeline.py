@@ -24,9 +24,12 @@ ARCHITECTURE = {"name": "TissueGuidedUNet", "tissue": SMALL, "enhance": SMALL}
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelRecord, ...]:
     """A models folder whose one pair changes almost nothing."""
-    folder = tmp_path_factory.mktemp("models")
+    return identity(tmp_path_factory.mktemp("models"), ARCHITECTURE)
+
+
+def identity(folder: Path, architecture: dict[str, object]) -> tuple[ModelRecord, ...]:
     torch.manual_seed(1)
-    network = build(ARCHITECTURE)
+    network = build(architecture)
     torch.nn.init.zeros_(network.enhance.head2.weight)  # type: ignore[union-attr, arg-type]
     state = {f"module.{key}": value for key, value in network.state_dict().items()}
     torch.save(
@@ -35,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelRecord, ...]:
     (folder / "log.csv").write_text("step\n1\n")
     record = ModelRecord(
         name="identity", kind="enhance", set="bundled", suffixes=("T1w",), stage="24",
-        ages_months=(21.0, 1200.0), grid_mm=0.8, architecture=ARCHITECTURE, file="", sha256="",
+        ages_months=(21.0, 1200.0), grid_mm=0.8, architecture=architecture, file="", sha256="",
         version="0", licence="Apache-2.0", source="test",
     )
     export(folder / "checkpoint.pt", record, folder)
@@ -117,6 +120,28 @@ def test_measure_only_and_uncertainty(tmp_path: Path, models: tuple[ModelRecord,
     result = enhance_run(job, Settings(compute, models, uncertainty=True))
     assert result.uncertainty is not None
     assert float(result.uncertainty.max()) < 1e-2  # the identity is the same in every mirror
+
+
+def test_lesions_are_white_matter_with_a_map_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    models = identity(tmp_path / "models", {**ARCHITECTURE, "classes": 5})
+    job, compute = job_of(tmp_path, (2.0, 2.0, 2.0)), Compute("cpu", "float32")
+    plain = enhance_run(job, Settings(compute, models))
+    assert plain.lesions is None
+    assert plain.probabilities.shape[0] == 3
+    assert set(np.unique(plain.labels)) <= {0, 1, 2, 3}
+    np.testing.assert_allclose(plain.probabilities.sum(0)[plain.mask], 1, atol=1e-5)
+    mapped = enhance_run(job, Settings(compute, models, lesions=True))
+    assert mapped.lesions is not None and float(mapped.lesions.max()) > 0
+    assert bool((mapped.lesions <= mapped.probabilities[2] + 1e-6).all())
+
+
+def test_lesions_need_a_network_that_knows_them(
+    tmp_path: Path, models: tuple[ModelRecord, ...]
+) -> None:
+    settings = Settings(Compute("cpu", "float32"), models, lesions=True)
+    with pytest.raises(WeightsError, match="no class for lesions"):
+        enhance_run(job_of(tmp_path, (2.0, 2.0, 2.0)), settings)
 
 
 def test_same_input_same_output(tmp_path: Path, models: tuple[ModelRecord, ...]) -> None:

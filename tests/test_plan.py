@@ -150,6 +150,7 @@ def test_what_is_done(tmp_path: Path) -> None:
     assert action(overwrite=True) == "enhance"
     assert action(high_res=True) == "enhance"
     assert action(uncertainty=True) == "enhance"
+    assert action(lesions=True) == "enhance"
     derivative_path(out, job, res="hi", desc="enhanced").touch()
     assert action(high_res=True) == "done"
     derivative_path(out, job, desc="enhanced").unlink()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bmex_bids.training import degrade, labels, losses, motion, pool, synthesis
+from bmex_bids.training import degrade, labels, losses, motion, pool
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 ZOOMS = torch.tensor([1.0, 1.5, 2.0])
@@ -139,45 +139,6 @@ def test_a_seed_gives_the_same_image() -> None:
         degrade.degrade(phantom(), ZOOMS, recipe, generator(3), states=4) for _ in range(2)
     )
     torch.testing.assert_close(first, second, rtol=0, atol=0)
-
-
-TABLE = labels.LabelTable(
-    ["background", "left cerebral white matter", "left cerebral cortex", "CSF", "extra-cerebral"],
-    torch.tensor([0, 3, 2, 1, 4]),
-)
-
-
-def label_head() -> labels.LabelMap:
-    grid = np.stack(np.meshgrid(*[np.arange(48)] * 3, indexing="ij"), -1) - 23.5
-    radius = np.sqrt((grid**2).sum(-1))
-    made = np.zeros((48, 48, 48), np.uint8)
-    for index, limit in ((4, 22), (3, 18), (2, 16), (1, 12)):
-        made[radius < limit] = index
-    brain = labels.brain_of(made, TABLE)
-    return labels.LabelMap("head-x", torch.from_numpy(made), torch.from_numpy(brain))
-
-
-def test_brain_of_leaves_outer_fluid_out_and_fills_holes() -> None:
-    head = label_head()
-    assert bool(head.brain[23, 23, 23])
-    np.testing.assert_array_equal(
-        head.brain.numpy(), np.isin(head.labels.numpy(), (1, 2))
-    )
-
-
-def test_synthesis_paints_tissues_in_order() -> None:
-    head = label_head()
-    means = synthesis.stage_contrast(TABLE.names, TABLE.tissue, generator())
-    made = synthesis.synthesise(
-        head.labels, head.brain, means, TABLE.tissue, generator(), scale=1.0, shape=(48, 48, 48)
-    )
-    white, grey = made.clean[made.tissue == 3].mean(), made.clean[made.tissue == 2].mean()
-    assert float(white) > float(grey) > 0.3
-    assert bool(((made.tissue > 0) == made.brain).all())
-    half = synthesis.synthesise(
-        head.labels, head.brain, means, TABLE.tissue, generator(), scale=2.0, shape=(24, 24, 24)
-    )
-    assert float(half.brain.sum()) * 8 == pytest.approx(float(made.brain.sum()), rel=0.1)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the label maps lie beside the repository")

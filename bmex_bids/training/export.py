@@ -21,7 +21,7 @@ from bmex_bids.image import load_image
 from bmex_bids.inference import enhance_volume, resolve
 from bmex_bids.spatial import conform, model_grid
 from bmex_bids.training.architectures import averaged_state
-from bmex_bids.training.journal import read_rows
+from bmex_bids.training.journal import for_json, read_rows
 from bmex_bids.training.labels import HELD_OUT
 from bmex_bids.training.settings import ARCHITECTURES
 from bmex_bids.weights import ModelRecord, list_models, load_network, write_models
@@ -58,7 +58,7 @@ def export(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
         "Settings": {k: v for k, v in state["settings"].items() if k != "architecture"},
         "Steps": state["step"],
         "Hours": round(state["seconds"] / 3600, 2),
-        "LastLogEntry": rows[-1] if rows else None,
+        "LastLogEntry": for_json(rows[-1]) if rows else None,
     }
     record = replace(
         record,

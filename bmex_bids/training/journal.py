@@ -16,7 +16,7 @@ from typing import Any
 from bmex_bids.bids import atomic_path
 from bmex_bids.training.settings import Settings
 
-__all__ = ["Journal", "opened", "read_rows"]
+__all__ = ["Journal", "for_json", "opened", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         return []
     with open(path, newline="", encoding="utf-8") as stream:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+
+
+def for_json(row: Mapping[str, float]) -> dict[str, float | None]:
+    """A row with six digits a number; None, which JSON has, for NaN, which it has not."""
+    return {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in row.items()}
 
 
 def _board(folder: Path, step: int) -> Any:

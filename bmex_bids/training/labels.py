@@ -27,12 +27,12 @@ HELD_OUT = ("head-16", "head-17", "head-18")
 """Label maps that no model is trained on."""
 
 CLASSES = {"background": 0, "CSF": 1, "vessel": 1, "GM": 2, "WM": 3}
-OUTSIDE = 4
+LESION, OUTSIDE = 4, 5
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Names of the labels and their tissue class (0 to 3, 4 outside the brain)."""
+    """Names of the labels and their tissue class (0 to 3, 4 lesion, 5 outside the brain)."""
 
     names: list[str]
     tissue: Tensor
@@ -63,7 +63,9 @@ def load_table(path: Path) -> LabelTable:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     if [int(r["index"]) for r in rows] != list(range(len(rows))):
         raise ValueError(f"{path}: column index must count from 0 without gaps")
-    tissue = [CLASSES.get(r["tissue"], OUTSIDE) for r in rows]
+    tissue = [
+        LESION if "lesion" in r["name"] else CLASSES.get(r["tissue"], OUTSIDE) for r in rows
+    ]
     return LabelTable([r["name"] for r in rows], torch.tensor(tissue))
 
 
@@ -91,7 +93,7 @@ def brain_of(
     """
     inner = np.array(
         [
-            int(c) in (2, 3) or (int(c) == 1 and name != "CSF" and "vessel" not in name)
+            int(c) in (2, 3, LESION) or (int(c) == 1 and name != "CSF" and "vessel" not in name)
             for name, c in zip(table.names, table.tissue, strict=True)
         ]
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -22,25 +23,29 @@ from torch import Tensor
 
 from bmex_bids.intensity import brain_gain
 from bmex_bids.spatial import crop_to_mask
+from bmex_bids.training import anatomy
 from bmex_bids.training import labels as label_maps
 from bmex_bids.training.degrade import Recipe, degrade, gaussian_smooth, random_recipe
+from bmex_bids.training.fields import bias_field, chance, texture, uniform
 from bmex_bids.training.losses import IGNORE
-from bmex_bids.training.synthesis import (
-    bias_field,
-    random_contrast,
-    stage_contrast,
-    synthesise,
-    texture,
-)
+from bmex_bids.training.stages import CONDITIONS, draw_contrast, random_contrast
+from bmex_bids.training.synthesis import Geometry, Head, synthesise
 
 __all__ = ["enhancement_sample", "main", "mask_sample", "real_sample", "shading"]
 
 GRID = 0.8  # mm, of the enhancement networks
+SIZES = {
+    "fetal": (0.45, 0.75),
+    "0": (0.6, 0.8),
+    "3": (0.65, 0.85),
+    "6": (0.7, 0.9),
+    "9": (0.75, 0.95),
+    "12": (0.75, 0.98),
+    "18": (0.78, 1.0),
+    "24": (0.82, 1.04),
+}
+"""Size of the head at each stage, along one axis, relative to the adult's."""
 MASK_GRID = 1.6  # mm, of the brain extraction
-
-
-def _uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * float(torch.rand(1, generator=generator))
 
 
 def _crop(volume: Tensor, brain: Tensor, margin: int) -> tuple[slice, slice, slice]:
@@ -53,7 +58,7 @@ def _crop(volume: Tensor, brain: Tensor, margin: int) -> tuple[slice, slice, sli
 
 
 def _packed(
-    degraded: Tensor, clean: Tensor, tissue: Tensor, brain: Tensor
+    degraded: Tensor, clean: Tensor, tissue: Tensor, brain: Tensor, condition: str
 ) -> dict[str, Tensor]:
     """Mask, scale by the degraded image's gain, crop to the brain."""
     cut = _crop(clean, brain, 8)
@@ -66,6 +71,7 @@ def _packed(
         "target": (target * gain).to(torch.float16).contiguous().cpu(),
         "tissue": tissue[cut].to(torch.uint8).contiguous().cpu(),
         "brain": brain[cut].to(torch.uint8).contiguous().cpu(),
+        "condition": torch.tensor(CONDITIONS.index(condition), dtype=torch.uint8),
     }
 
 
@@ -97,56 +103,112 @@ def shading(degraded: Tensor, clean: Tensor, inside: Tensor, *, cell: int = 4) -
     return F.interpolate(ratio[None, None], size=size, mode="trilinear")[0, 0]
 
 
+def _sizes(condition: str) -> tuple[float, float]:
+    """Least and greatest head size of a condition; 1 is the adult that the label map comes from."""
+    return SIZES.get(condition.split("-")[-1], (0.55, 1.04))
+
+
 def enhancement_sample(
     head: label_maps.LabelMap,
     table: label_maps.LabelTable,
     generator: torch.Generator,
     recipe: Recipe | None = None,
-    states: int = 12,
+    *,
+    condition: str = "T1w-24",
+    states: int = 8,
 ) -> dict[str, Tensor]:
-    """One pair from a label map: the head with the stage's contrast, degraded, then masked."""
-    tissue_of = table.tissue
-    cut = _crop(head.labels, head.brain, 14)
-    labels = head.labels[cut]
-    size = _uniform(0.82, 1.04, generator)  # of the head, 1 is the adult it comes from
-    shape = [int(round(n * size / GRID)) for n in labels.shape]
-    synthetic = synthesise(
-        labels,
-        head.brain[cut],
-        stage_contrast(table.names, tissue_of, generator),
-        tissue_of,
-        generator,
-        scale=GRID / size,
-        shape=(shape[0], shape[1], shape[2]),
-        turn=5.0,
-        fine=_uniform(0.01, 0.04, generator),
-        sharp=_uniform(0.3, 0.6, generator),
-    )
-    recipe_is_random = recipe is None
-    recipe = recipe or random_recipe(generator)
-    given = synthetic.clean * synthetic.bias ** _uniform(0, 0.3, generator)
-    degraded = degrade(given, torch.full((3,), GRID), recipe, generator, states=states)
+    """One pair from a label map: the head with the stage's contrast, degraded, then masked.
+
+    Args:
+        head: where the anatomy comes from; it is varied.
+        table: names and classes of its labels.
+        generator: source of randomness (CPU).
+        recipe: how to degrade it; None draws one, and a mask that may be loose.
+        condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
+        states: rigid positions told apart in the motion.
+    """
+    synthetic = _head(head, table, condition, generator)
+    given = synthetic.clean * synthetic.bias ** uniform(0, 0.3, generator)
+    grid = torch.full((3,), GRID)
+    brain, tissue = synthetic.brain, synthetic.tissue
+    if recipe is not None:
+        degraded = degrade(given, grid, recipe, generator, states=states)
+        return _packed(degraded, synthetic.clean, tissue, brain, condition)
+    degraded = degrade(given, grid, random_recipe(generator), generator, states=states)
     # masks found in practice are often loose: what lies around the brain is to be left alone
-    rim = int(_uniform(0, 4, generator))
-    brain = synthetic.brain
-    if rim and recipe_is_random:
+    rim = int(uniform(0, 4, generator))
+    if rim:
         wide = F.max_pool3d(brain[None, None].float(), 2 * rim + 1, 1, rim)[0, 0] > 0
-        tissue = torch.where(wide & ~brain, IGNORE, synthetic.tissue.int()).to(torch.uint8)
-        return _packed(degraded, synthetic.clean, tissue, wide)
-    return _packed(degraded, synthetic.clean, synthetic.tissue, brain)
+        tissue = torch.where(wide & ~brain, IGNORE, tissue.int()).to(torch.uint8)
+        brain = wide
+    return _packed(degraded, synthetic.clean, tissue, brain, condition)
+
+
+def _head(
+    head: label_maps.LabelMap,
+    table: label_maps.LabelTable,
+    condition: str,
+    generator: torch.Generator,
+) -> Head:
+    """A head of the condition's contrast and size on the enhancement grid, of varied anatomy."""
+    cut = _crop(head.labels, head.brain, 14)
+    labels, brain = head.labels[cut], head.brain[cut]
+    size = uniform(*_sizes(condition), generator)
+    young = size < 0.8
+    labels = anatomy.grow_ventricles(
+        labels, table, int(uniform(-3, 1, generator) if young else uniform(-2, 4, generator))
+    )
+    labels = anatomy.grow_sulci(
+        labels, brain, table, uniform(-0.8, 0.2 if young else 0.6, generator), generator
+    )
+    if chance(0.3, generator):
+        labels, _ = anatomy.insert_lesions(
+            labels, table, int(uniform(1, 20, generator)), generator
+        )
+    if condition == "any":
+        contrast = random_contrast(table.tissue, generator)
+    else:
+        contrast = draw_contrast(condition, table.names, table.tissue, generator)
+    shape = [int(round(n * size / GRID)) for n in labels.shape]
+    return synthesise(
+        labels,
+        brain,
+        contrast,
+        table.tissue,
+        generator,
+        geometry=Geometry(GRID / size, (shape[0], shape[1], shape[2]), turn=5.0),
+        sharp=uniform(0.3, 0.6, generator),
+    )
 
 
 def real_sample(
-    clean: Tensor, generator: torch.Generator, recipe: Recipe | None = None, states: int = 12
+    clean: Tensor,
+    generator: torch.Generator,
+    recipe: Recipe | None = None,
+    *,
+    condition: str = "T1w-24",
+    tissue: Tensor | None = None,
+    states: int = 8,
 ) -> dict[str, Tensor]:
-    """One pair from a real, clean, skull-stripped image on the model grid; classes not known."""
+    """One pair from a real, clean, skull-stripped image on the model grid.
+
+    Args:
+        clean: (x, y, z), 0 outside the brain.
+        generator: source of randomness (CPU).
+        recipe: how to degrade it; None draws one.
+        condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
+        tissue: (x, y, z) uint8 classes, :data:`IGNORE` where not known; None knows nothing.
+        states: rigid positions told apart in the motion.
+    """
     brain = clean > 0
     clean = clean / clean[brain].median()
     recipe = recipe or random_recipe(generator)
-    field = bias_field(tuple(clean.shape), _uniform(0, 0.06, generator), generator)
+    shape = (clean.shape[0], clean.shape[1], clean.shape[2])
+    field = bias_field(shape, uniform(0, 0.06, generator), generator)
     degraded = degrade(clean * field, torch.full((3,), GRID), recipe, generator, states=states)
-    tissue = torch.full_like(clean, IGNORE, dtype=torch.uint8)
-    return _packed(degraded, clean, tissue, brain)
+    if tissue is None:
+        tissue = torch.full(shape, IGNORE, dtype=torch.uint8)
+    return _packed(degraded, clean, tissue, brain, condition)
 
 
 def mask_sample(
@@ -156,38 +218,34 @@ def mask_sample(
     recipe: Recipe | None = None,
 ) -> dict[str, Tensor]:
     """One whole head on the brain extraction grid, of any contrast, size and field of view."""
-    size = _uniform(0.5, 1.1, generator)
+    size = uniform(0.5, 1.1, generator)
     shape = [int(round(n * size / MASK_GRID)) for n in head.labels.shape]
-    means = (
-        random_contrast(table.tissue, generator)
-        if _uniform(0, 1, generator) < 0.75
-        else stage_contrast(table.names, table.tissue, generator)
-    )
+    if chance(0.7, generator):
+        contrast = random_contrast(table.tissue, generator)
+    else:
+        condition = CONDITIONS[1 + int(uniform(0, len(CONDITIONS) - 1, generator))]
+        contrast = draw_contrast(condition, table.names, table.tissue, generator)
     synthetic = synthesise(
         head.labels,
         head.brain,
-        means,
+        contrast,
         table.tissue,
         generator,
-        scale=MASK_GRID / size,
-        shape=(shape[0], shape[1], shape[2]),
-        warp=3.0,
-        turn=20.0,
-        fine=_uniform(0.02, 0.12, generator),
-        sharp=_uniform(0, 0.6, generator),
+        geometry=Geometry(MASK_GRID / size, (shape[0], shape[1], shape[2]), warp=3.0, turn=20.0),
+        sharp=uniform(0, 0.6, generator),
     )
     given = synthetic.clean * synthetic.bias
     if recipe is None:
         recipe = random_recipe(generator)
     image = degrade(given, torch.full((3,), MASK_GRID), recipe, generator, states=8)
     brain = synthetic.brain
-    draw = _uniform(0, 1, generator)
+    draw = uniform(0, 1, generator)
     if draw < 0.2:  # already stripped, now and then a little loosely
         loose = brain.float() + 0.8 * texture(tuple(brain.shape), (8,), generator) * (draw < 0.07)
         image = image * ((loose > 0.5) | brain)
-    if _uniform(0, 1, generator) < 0.4:  # a field of view that ends somewhere
-        axis, end = int(_uniform(0, 3, generator)), _uniform(0, 1, generator) < 0.5
-        lost = int(_uniform(0, 0.2, generator) * image.shape[axis])
+    if uniform(0, 1, generator) < 0.4:  # a field of view that ends somewhere
+        axis, end = int(uniform(0, 3, generator)), uniform(0, 1, generator) < 0.5
+        lost = int(uniform(0, 0.2, generator) * image.shape[axis])
         keep = slice(lost, None) if end else slice(0, image.shape[axis] - lost)
         cut = [slice(None)] * 3
         cut[axis] = keep
@@ -199,9 +257,37 @@ def mask_sample(
     }
 
 
-def _load_real(path: Path) -> Tensor:
+@dataclass(frozen=True)
+class RealImage:
+    """A clean, skull-stripped image to train on.
+
+    Attributes:
+        clean: (x, y, z), 0 outside the brain.
+        tissue: (x, y, z) uint8, or None where there are no labels.
+        condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
+    """
+
+    clean: Tensor
+    tissue: Tensor | None
+    condition: str
+
+
+def _load_real(argument: str, labels: Path | None) -> RealImage:
+    """``CONDITION=PATH``; its labels are ``*_dseg.nii.gz`` of the same name in ``labels``."""
+    condition, _, name = argument.partition("=")
+    if condition not in CONDITIONS:
+        raise ValueError(f"--real {argument}: expected CONDITION=PATH, one of {CONDITIONS}")
+    path = Path(name)
+    found = labels / path.name.replace(".nii", "_dseg.nii") if labels is not None else None
+    known = found is not None and found.exists()
+    return RealImage(
+        _array(path, np.float32), _array(found, np.uint8) if found and known else None, condition
+    )
+
+
+def _array(path: Path, kind: type[np.generic]) -> Tensor:
     image = nib.as_closest_canonical(nib.load(path))
-    return torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32).copy())
+    return torch.from_numpy(np.asarray(image.dataobj).astype(kind))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -210,7 +296,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("kind", choices=("enhance", "brainmask"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--label-maps", type=Path, required=True)
-    parser.add_argument("--real", type=Path, nargs="*", default=[], help="clean stripped images")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=["T1w-24"])
+    parser.add_argument(
+        "--real", nargs="*", default=[], metavar="CONDITION=PATH", help="clean stripped images"
+    )
+    parser.add_argument("--real-labels", type=Path, help="folder with their *_dseg.nii.gz")
     parser.add_argument("--real-share", type=float, default=0.3)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
@@ -221,19 +311,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = label_maps.load_table(args.label_maps / "dseg.tsv")
     training, held = label_maps.split(args.label_maps)
     heads = [label_maps.load_label_map(p, table) for p in (held if args.held_out else training)]
-    real = [_load_real(p) for p in args.real]
+    real = [_load_real(argument, args.real_labels) for argument in args.real]
     for number in range(args.start, args.start + args.count):
         path = args.folder / f"{number:05d}.safetensors"
         if path.exists():
             continue
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + number)
-        head = heads[int(_uniform(0, len(heads), generator))]
+        condition = args.conditions[number % len(args.conditions)]
+        own = [image for image in real if image.condition == condition]
+        head = heads[int(uniform(0, len(heads), generator))]
         if args.kind == "brainmask":
             sample = mask_sample(head, table, generator)
-        elif real and _uniform(0, 1, generator) < args.real_share:
-            sample = real_sample(real[int(_uniform(0, len(real), generator))], generator)
+        elif own and chance(args.real_share, generator):
+            image = own[int(uniform(0, len(own), generator))]
+            sample = real_sample(
+                image.clean, generator, condition=condition, tissue=image.tissue
+            )
         else:
-            sample = enhancement_sample(head, table, generator)
+            sample = enhancement_sample(head, table, generator, condition=condition)
         temporary = path.with_suffix(".tmp")
         save_file(sample, temporary)
         os.replace(temporary, path)

@@ -18,7 +18,7 @@ from bmex_bids.inference import Compute
 from bmex_bids.published import FETAL_AGES
 from bmex_bids.training.card import draw_curves, model_card
 from bmex_bids.training.export import enter, export, reference_of
-from bmex_bids.training.journal import read_rows
+from bmex_bids.training.journal import for_json, read_rows
 from bmex_bids.training.loop import BEST, CHECKPOINT
 from bmex_bids.training.samples import sample_paths
 from bmex_bids.training.settings import Settings, architecture_of
@@ -112,12 +112,9 @@ def _commit() -> str | None:
 
 
 def _thinned(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float | None]]:
-    """At most :data:`MOST_POINTS` rows, the last one among them; NaN, which JSON lacks, as None."""
+    """At most :data:`MOST_POINTS` rows, the last one among them."""
     every = -(-len(rows) // MOST_POINTS) or 1
-    return [
-        {k: float(f"{v:.6g}") if v == v else None for k, v in row.items()}
-        for row in reversed(list(reversed(rows))[::every])
-    ]
+    return [for_json(row) for row in reversed(list(reversed(rows))[::every])]
 
 
 def publish(
@@ -143,7 +140,7 @@ def publish(
     record = export(best, replace(first, training=dict(run)), folder)
     held_out = sample_paths(work / "validation")
     found = validate(load_network(record), held_out, settings, compute)
-    training = {**record.training, "Validation": _thinned([found])[0]}
+    training = {**record.training, "Validation": for_json(found)}
     records = []
     for condition in served if conditional else [together]:
         named = _record(identity, condition, settings)

@@ -1,8 +1,30 @@
-"""Age stages and contrasts that one pair of networks tells apart."""
+"""Age stages and contrasts that one pair of networks tells apart, and their intensities.
+
+The intensities of the stages are measured on clean images (:mod:`bmex_bids.training.measure`) and
+kept in ``contrasts.json``: per condition and anatomical structure the mean, relative to the brain's
+median, and the relative standard deviation inside the structure.
+"""
 
 from __future__ import annotations
 
-__all__ = ["CONDITIONS"]
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bmex_bids.training.fields import chance, uniform
+
+__all__ = [
+    "CONDITIONS",
+    "Contrast",
+    "contrast_table",
+    "draw_contrast",
+    "random_contrast",
+    "structure",
+]
 
 CONDITIONS = (
     "any",  # contrast drawn at random: the teacher that labels the templates
@@ -10,3 +32,108 @@ CONDITIONS = (
     *(f"T2w-{stage}" for stage in ("fetal", "0", "3", "6", "9", "12", "18", "24")),
 )
 """What a training sample says about itself; its place is the network's condition."""
+
+BETWEEN = {"3": ("0", "6"), "18": ("12", "24")}
+"""Stages without a clean image of their own, and the measured ones around them."""
+
+LESION, OUTSIDE = 4, 5
+WHITE, GREY, FLUID = "cerebral white matter", "cerebral cortex", "lateral ventricle"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Intensity of each label and the relative standard deviation of its texture: (labels,)."""
+
+    means: Tensor
+    spread: Tensor
+
+
+def structure(name: str) -> str:
+    """Name of a label without its side."""
+    return name.removeprefix("left ").removeprefix("right ")
+
+
+@functools.cache
+def contrast_table() -> dict[str, dict[str, tuple[float, float]]]:
+    """Measured (mean, relative standard deviation) per condition and structure.
+
+    Stages without an image of their own lie half-way between their neighbours.
+    """
+    path = Path(__file__).with_name("contrasts.json")
+    measured: dict[str, dict[str, tuple[float, float]]] = {
+        condition: {name: (entry[0], entry[1]) for name, entry in structures.items()}
+        for condition, structures in json.loads(path.read_text(encoding="utf-8")).items()
+    }
+    for stage, (low, high) in BETWEEN.items():
+        for suffix in ("T1w", "T2w"):
+            first, second = (measured.get(f"{suffix}-{age}", {}) for age in (low, high))
+            measured[f"{suffix}-{stage}"] = {
+                name: ((first[name][0] + second[name][0]) / 2, max(first[name][1], second[name][1]))
+                for name in first
+                if name in second
+            }
+    return measured
+
+
+def draw_contrast(
+    condition: str, names: list[str], tissue: Tensor, generator: torch.Generator
+) -> Contrast:
+    """Draw the intensities of a stage and contrast: the measured ones, with scanners' variation.
+
+    The distance of fluid and of grey matter from white matter is stretched or shrunk, every
+    structure varies a little, and lesions lie between white matter and fluid.
+
+    Args:
+        condition: one of :data:`CONDITIONS`, not ``any``.
+        names: name of every label.
+        tissue: (labels,) tissue class, 4 for lesions, 5 outside the brain.
+        generator: source of randomness.
+    """
+    table = contrast_table()[condition]
+    white, fluid = table[WHITE][0], table[FLUID][0]
+    grey_gain = float(torch.exp(0.2 * torch.randn(1, generator=generator)))
+    fluid_gain = float(torch.exp(0.12 * torch.randn(1, generator=generator)))
+    texture_gain = uniform(0.3, 1.0, generator)
+    means, spread = torch.zeros(len(names)), torch.full((len(names),), 0.05)
+    drawn: dict[str, float] = {}
+    for index, name in enumerate(names):
+        own, group = structure(name), int(tissue[index])
+        if group == OUTSIDE:
+            means[index] = _outside(generator) * max(white, fluid)
+            continue
+        if own not in drawn:  # both sides alike
+            jitter = 1 + 0.03 * float(torch.randn(1, generator=generator))
+            fallback = fluid if group == 1 else table[GREY if group == 2 else WHITE][0]
+            mean = table[own][0] if own in table else fallback
+            gain = fluid_gain if group == 1 else grey_gain if group == 2 else 1.0
+            drawn[own] = (white + (mean - white) * gain) * jitter
+            if group == LESION:
+                drawn[own] = white + uniform(0.2, 0.7, generator) * (fluid - white)
+            if own == "vessel":
+                drawn[own] *= uniform(0.3, 1.5, generator)
+        means[index] = drawn[own]
+        spread[index] = texture_gain * (table[own][1] if own in table else 0.05)
+    means[0], spread[0] = uniform(0, 0.03, generator), 0.0
+    return Contrast(means.clamp_min(0), spread)
+
+
+def _outside(generator: torch.Generator) -> float:
+    if chance(0.3, generator):
+        return uniform(0, 0.15, generator)  # bone, air
+    return uniform(0.2, 1.4, generator)  # muscle to fat
+
+
+def random_contrast(tissue: Tensor, generator: torch.Generator) -> Contrast:
+    """Draw one intensity per label without any prior but what belongs together.
+
+    Labels of a tissue class scatter around the class's own draw, so that cortex and deep grey
+    matter look related; background stays dark in most heads.
+    """
+    classes = torch.rand(6, generator=generator) * 0.95 + 0.05
+    scatter = uniform(0.02, 0.15, generator)
+    means = classes[tissue] + scatter * torch.randn(tissue.shape, generator=generator)
+    outside = torch.rand(tissue.shape, generator=generator)
+    means = torch.where(tissue == OUTSIDE, outside, means).clamp(0, 1.2)
+    means[0] = uniform(0, 0.05 if chance(0.9, generator) else 0.3, generator)
+    spread = torch.full_like(means, uniform(0.01, 0.1, generator))
+    return Contrast(means, spread)

@@ -1,0 +1,131 @@
+"""Changes to a label map that make another person's anatomy of it: growth, atrophy, lesions.
+
+Everything works on ``(x, y, z)`` label indices on the map's own device, with a CPU generator, so
+that a seed gives the same anatomy on every machine.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bmex_bids.training.fields import texture, uniform
+from bmex_bids.training.labels import LabelTable
+
+__all__ = ["grow_sulci", "grow_ventricles", "insert_lesions"]
+
+
+def _names(table: LabelTable, *parts: str) -> Tensor:
+    """One bool per label: does its name hold one of these parts?"""
+    return torch.tensor([any(part in name for part in parts) for name in table.names])
+
+
+def _near(mask: Tensor) -> Tensor:
+    """The mask and its 6-neighbours."""
+    given = mask[None, None].float()
+    out = given
+    for kernel, pad in (((3, 1, 1), (1, 0, 0)), ((1, 3, 1), (0, 1, 0)), ((1, 1, 3), (0, 0, 1))):
+        out = torch.maximum(out, F.max_pool3d(given, kernel, 1, pad))
+    return out[0, 0] > 0
+
+
+def grow_ventricles(labels: Tensor, table: LabelTable, steps: int) -> Tensor:
+    """Let the lateral ventricles grow into white matter, or shrink, by whole voxels.
+
+    Args:
+        labels: (x, y, z) label indices.
+        table: their names.
+        steps: voxels; negative shrinks (as in infants).
+    """
+    out = labels.clone()
+    for side in ("left", "right"):
+        names = (f"{side} cerebral white matter", f"{side} lateral ventricle")
+        if not set(names) <= set(table.names):
+            continue
+        white, ventricle = (table.names.index(name) for name in names)
+        for _ in range(abs(steps)):
+            inside = out == ventricle
+            if steps > 0:
+                out[_near(inside) & (out == white)] = ventricle
+            else:
+                out[_near(out == white) & inside] = white
+    return out
+
+
+def grow_sulci(
+    labels: Tensor, brain: Tensor, table: LabelTable, amount: float, generator: torch.Generator
+) -> Tensor:
+    """Turn cortex beside fluid into fluid (atrophy), or fluid beside cortex into cortex (growth).
+
+    Args:
+        labels: (x, y, z) label indices.
+        brain: (x, y, z) bool.
+        table: names of the labels.
+        amount: share of the border that changes, -1 to 1; above 0 is atrophy.
+        generator: where the border changes.
+    """
+    if amount == 0:
+        return labels.clone()
+    cortex_labels = _names(table, "cerebral cortex").to(labels.device)
+    fluid = table.names.index("CSF")
+    cortex = cortex_labels[labels.long()]
+    outside = (labels == fluid) | ~brain
+    field = texture((labels.shape[0], labels.shape[1], labels.shape[2]), (6, 20), generator)
+    chosen = (field < torch.special.ndtri(torch.tensor(min(abs(amount), 0.999)))).to(labels.device)
+    out = labels.clone()
+    if amount > 0:
+        out[cortex & _near(outside) & chosen] = fluid
+        return out
+    place = _near(cortex) & (labels == fluid) & brain & chosen
+    ids = torch.where(cortex, labels, 0)[None, None].float()
+    nearest = F.max_pool3d(ids, 3, 1, 1)[0, 0].to(labels.dtype)
+    return torch.where(place & (nearest > 0), nearest, out)
+
+
+def insert_lesions(
+    labels: Tensor,
+    table: LabelTable,
+    count: int,
+    generator: torch.Generator,
+    *,
+    radius: tuple[float, float] = (1.5, 6.0),
+) -> tuple[Tensor, Tensor]:
+    """Put lesions into the cerebral white matter.
+
+    Args:
+        labels: (x, y, z) label indices.
+        table: their names.
+        count: number of lesions.
+        generator: where they are and what shape they have.
+        radius: least and greatest radius in voxels.
+
+    Returns:
+        The labels with the lesions, and their mask (x, y, z) bool.
+    """
+    out, lesion = labels.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    white = _names(table, "cerebral white matter").to(labels.device)[labels.long()]
+    inner = ~_near(_near(~white))
+    places = torch.nonzero(inner)
+    if not len(places):
+        return out, lesion
+    for _ in range(count):
+        centre = places[int(uniform(0, len(places), generator))].tolist()
+        size = uniform(*radius, generator)
+        reach = int(size * 1.8) + 2
+        box = tuple(
+            slice(max(c - reach, 0), min(c + reach + 1, n))
+            for c, n in zip(centre, labels.shape, strict=True)
+        )
+        axes = [torch.arange(b.start, b.stop) - c for b, c in zip(box, centre, strict=True)]
+        stretch = torch.exp(0.3 * torch.randn(3, generator=generator))
+        grid = torch.meshgrid(*(a / s for a, s in zip(axes, stretch, strict=True)), indexing="ij")
+        distance = torch.stack(grid).square().sum(0).sqrt()
+        shape = (distance.shape[0], distance.shape[1], distance.shape[2])
+        ragged = distance + 0.25 * size * texture(shape, (3,), generator)
+        lesion[box] |= (ragged < size).to(labels.device) & white[box]
+    for index, name in enumerate(table.names):
+        if name.endswith("cerebral white matter"):
+            side = name.removesuffix("cerebral white matter")
+            out[lesion & (labels == index)] = table.names.index(f"{side}lesion")
+    return out, lesion

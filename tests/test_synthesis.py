@@ -1,0 +1,170 @@
+"""Synthesis: anatomy, contrasts and heads from label maps; what is measured is what is drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bmex_bids.training import anatomy, fields, labels, measure, pool, stages, synthesis
+from bmex_bids.training.degrade import Recipe
+
+NAMES = [
+    "background",
+    "left cerebral white matter",
+    "left cerebral cortex",
+    "CSF",
+    "extra-cerebral",
+    "left lateral ventricle",
+    "left lesion",
+]
+TABLE = labels.LabelTable(NAMES, torch.tensor([0, 3, 2, 1, 5, 1, 4]))
+WHITE, CORTEX, CSF, VENTRICLE, LESION = 1, 2, 3, 5, 6
+
+
+def generator(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def label_head() -> labels.LabelMap:
+    """Shells around a ventricle: white matter, cortex, fluid, skull."""
+    grid = np.stack(np.meshgrid(*[np.arange(48)] * 3, indexing="ij"), -1) - 23.5
+    radius = np.sqrt((grid**2).sum(-1))
+    made = np.zeros((48, 48, 48), np.uint8)
+    for index, limit in ((4, 22), (CSF, 18), (CORTEX, 16), (WHITE, 12), (VENTRICLE, 4)):
+        made[radius < limit] = index
+    brain = labels.brain_of(made, TABLE)
+    return labels.LabelMap("head-x", torch.from_numpy(made), torch.from_numpy(brain))
+
+
+def count(volume: torch.Tensor, label: int) -> int:
+    return int((volume == label).sum())
+
+
+def test_brain_of_leaves_outer_fluid_out_and_fills_holes() -> None:
+    head = label_head()
+    assert bool(head.brain[23, 23, 23])
+    inside = np.isin(head.labels.numpy(), (WHITE, CORTEX, VENTRICLE))
+    np.testing.assert_array_equal(head.brain.numpy(), inside)
+
+
+@pytest.mark.parametrize("steps", [-2, -1, 0, 1, 3])
+def test_ventricles_grow_and_shrink_into_white_matter_only(steps: int) -> None:
+    head = label_head()
+    grown = anatomy.grow_ventricles(head.labels, TABLE, steps)
+    change = count(grown, VENTRICLE) - count(head.labels, VENTRICLE)
+    assert np.sign(change) == np.sign(steps)
+    assert change == count(head.labels, WHITE) - count(grown, WHITE)
+    for label in (CORTEX, CSF, 4):
+        assert bool(((grown == label) == (head.labels == label)).all())
+
+
+@pytest.mark.parametrize("amount", [-1.0, -0.4, 0.0, 0.4, 1.0])
+def test_sulci_widen_with_atrophy_and_close_with_growth(amount: float) -> None:
+    head = label_head()
+    brain = torch.from_numpy(np.isin(head.labels.numpy(), (WHITE, CORTEX, CSF, VENTRICLE)))
+    made = anatomy.grow_sulci(head.labels, brain, TABLE, amount, generator())
+    change = count(made, CORTEX) - count(head.labels, CORTEX)
+    assert np.sign(change) == -np.sign(amount)
+    assert change == count(head.labels, CSF) - count(made, CSF)
+    assert count(made, WHITE) == count(head.labels, WHITE)
+
+
+def test_lesions_lie_in_white_matter_and_are_known() -> None:
+    head = label_head()
+    made, mask = anatomy.insert_lesions(head.labels, TABLE, 3, generator(), radius=(2.0, 3.0))
+    assert 20 < int(mask.sum()) < 1500
+    assert bool((head.labels[mask] == WHITE).all())
+    assert bool(((made == LESION) == mask).all())
+    again, _ = anatomy.insert_lesions(head.labels, TABLE, 3, generator(), radius=(2.0, 3.0))
+    assert bool((again == made).all())
+
+
+def test_no_white_matter_no_lesions() -> None:
+    empty = torch.zeros(8, 8, 8, dtype=torch.uint8)
+    made, mask = anatomy.insert_lesions(empty, TABLE, 3, generator())
+    assert not bool(mask.any())
+    assert bool((made == empty).all())
+
+
+@pytest.mark.parametrize(
+    ("condition", "white_is_brighter"),
+    [("T1w-24", True), ("T1w-12", True), ("T2w-12", False), ("T1w-0", False), ("T2w-0", True)],
+)
+def test_drawn_contrast_has_the_order_of_the_stage(
+    condition: str, white_is_brighter: bool
+) -> None:
+    for seed in range(5):
+        drawn = stages.draw_contrast(condition, TABLE.names, TABLE.tissue, generator(seed)).means
+        assert bool(drawn[WHITE] > drawn[CORTEX]) == white_is_brighter
+        fluid_is_bright = condition.startswith("T2w")
+        assert bool(drawn[VENTRICLE] > drawn[CORTEX]) == fluid_is_bright
+        low, high = sorted((float(drawn[WHITE]), float(drawn[VENTRICLE])))
+        assert low <= float(drawn[LESION]) <= high
+
+
+def test_every_condition_has_a_measured_contrast() -> None:
+    table = stages.contrast_table()
+    assert set(stages.CONDITIONS) - {"any"} == set(table)
+    for structures in table.values():
+        assert {stages.WHITE, stages.GREY, stages.FLUID} <= set(structures)
+
+
+def test_synthesis_paints_tissues_in_order() -> None:
+    head = label_head()
+    contrast = stages.draw_contrast("T1w-24", TABLE.names, TABLE.tissue, generator())
+    made = synthesis.synthesise(
+        head.labels, head.brain, contrast, TABLE.tissue, generator(),
+        geometry=synthesis.Geometry(1.0, (48, 48, 48)),
+    )
+    white, grey = made.clean[made.tissue == 3].mean(), made.clean[made.tissue == 2].mean()
+    assert float(white) > float(grey) > 0.3
+    assert bool(((made.tissue > 0) == made.brain).all())
+    half = synthesis.synthesise(
+        head.labels, head.brain, contrast, TABLE.tissue, generator(),
+        geometry=synthesis.Geometry(2.0, (24, 24, 24)),
+    )
+    assert float(half.brain.sum()) * 8 == pytest.approx(float(made.brain.sum()), rel=0.1)
+
+
+def test_lesions_become_a_class_of_their_own() -> None:
+    head = label_head()
+    marked, mask = anatomy.insert_lesions(head.labels, TABLE, 2, generator(), radius=(3.0, 4.0))
+    contrast = stages.random_contrast(TABLE.tissue, generator())
+    made = synthesis.synthesise(
+        marked, head.brain, contrast, TABLE.tissue, generator(),
+        geometry=synthesis.Geometry(1.0, (48, 48, 48), warp=0.0, turn=0.0),
+    )
+    assert float((made.tissue == 4).sum()) == pytest.approx(float(mask.sum()), rel=0.4)
+
+
+@pytest.mark.parametrize("condition", ["any", "T2w-fetal", "T1w-24"])
+def test_a_sample_says_what_it_is(condition: str) -> None:
+    sample = pool.enhancement_sample(
+        label_head(), TABLE, generator(), Recipe(noise=0.05), condition=condition, states=4
+    )
+    assert int(sample["condition"]) == stages.CONDITIONS.index(condition)
+    inside = sample["brain"] > 0
+    assert float(sample["input"][inside].float().median()) == pytest.approx(1, abs=0.02)
+    assert not bool(sample["input"][~inside].any())
+    assert int(sample["tissue"].max()) <= 4
+
+
+def test_measured_statistics_by_hand() -> None:
+    image = np.full((30, 30, 30), 2.0, np.float32)
+    image[:10] = 4.0
+    image[:, :, 20:] = 0  # outside the brain
+    tissue = np.full(image.shape, 2, np.uint8)
+    tissue[:10] = 3
+    tissue[image == 0] = 0
+    structures = np.where(tissue == 3, 1, 2).astype(np.uint8)
+    found = measure.structure_statistics(image, tissue, structures, NAMES)
+    assert found["cerebral white matter"][:2] == [2.0, 0.0]
+    assert found["cerebral cortex"][:2] == [1.0, 0.0]
+    assert "lesion" not in found
+
+
+def test_texture_has_unit_variance_and_bias_is_positive() -> None:
+    assert float(fields.texture((20, 24, 28), (2, 4), generator()).std()) == pytest.approx(1)
+    assert float(fields.bias_field((8, 9, 10), 0.3, generator()).min()) > 0
+    assert bool((fields.bias_field((8, 9, 10), 0.0, generator()) == 1).all())
