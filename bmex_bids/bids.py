@@ -47,13 +47,18 @@ DESCRIPTIONS = {
     "desc-preproc": "Whole head on the intensity scale of the input, with the enhanced brain "
     "blended in; equal to the input outside the margin of the blend",
     "desc-brain": "Brain mask on the grid of the input",
+    "desc-input": "Brain of the input, not enhanced, in a standard space, brought near the common "
+    "scale by one factor; 0 outside the brain mask",
+    "desc-T2wbrain": "Brain mask of the T2w image in a standard space",
+    "desc-T2w": "Tissue labels of the T2w image in a standard space",
     "desc-uncertainty": "Standard deviation of the enhanced image over an ensemble of flips, on "
     "the common intensity scale",
 }
 TISSUES = {0: "background", 1: "CSF", 2: "GM", 3: "WM"}
 # Written when a container is built, e.g. {"Type": "docker", "Tag": "bmex:0.1.0"}.
 CONTAINER_FILE = Path("/etc/bmex-container.json")
-BIDSIGNORE = "*.html\nlogs\nfigures\ngroup_*\n*_metrics.*\n"
+# Transforms (xfm) are not in BIDS yet.
+BIDSIGNORE = "*.html\nlogs\nfigures\ngroup_*\n*_metrics.*\n*_xfm.*\n"
 README = """\
 Enhanced structural brain MRI, written by bmex {version}
 
@@ -63,6 +68,8 @@ sub-*/[ses-*/]anat/
   *_desc-brain_mask.nii.gz      brain mask
   *_dseg.nii.gz                 tissue labels, see dseg.tsv
   *_label-*_probseg.nii.gz      tissue probabilities
+  *_space-<template>_*          the same in a standard space, with --output-spaces
+  *_from-*_to-*_xfm.h5          transforms between the image and that space, as ITK reads them
 sub-*.html, group_*.html        reports
 logs/                           settings, log and crash files of every start
 

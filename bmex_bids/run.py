@@ -31,6 +31,7 @@ from bmex_bids.options import Options
 from bmex_bids.participants import check_site_column
 from bmex_bids.plan import format_plan, is_finished, plan_jobs
 from bmex_bids.resources import request_of, settings_of, threads_of
+from bmex_bids.spacejobs import bring_to_spaces, check_spaces, space_notes
 from bmex_bids.start import check_paths, logging_to, new_name, scratch
 from bmex_bids.validation import validate
 
@@ -49,11 +50,12 @@ def run(options: Options) -> int:
         InputError: the input or the options cannot be used; nothing was started.
     """
     check_paths(options)
+    check_spaces(options)
     jobs = plan_jobs(request_of(options)) if options.analysis_level == "participant" else []
     if options.dry_run:
         sys.stdout.write(format_plan(jobs))
         for job in jobs:
-            for note in job.notes if job.wanted else ():
+            for note in (*job.notes, *space_notes(options, job)) if job.wanted else ():
                 print(f"note: {output_stem(job)}: {note}", file=sys.stderr)
         return 0
     name = new_name()
@@ -90,10 +92,15 @@ def _participant(options: Options, jobs: Sequence[Job]) -> int:
     skipped = _skipped(jobs, out)
     started = time.monotonic()
     outcomes = [] if skipped and options.stop_on_first_crash else _loop(jobs, options, settings)
-    touched = {o.subject for o in (*skipped, *outcomes) if not o.elsewhere}
+    ended = options.reports_only or options.stop_on_first_crash and any(
+        outcome.failed for outcome in (*skipped, *outcomes)
+    )
+    spaces = [] if ended else bring_to_spaces(options, jobs)
+    touched = {o.subject for o in (*skipped, *outcomes, *spaces) if not o.elsewhere}
     touched |= {job.entities["sub"] for job in jobs if job.wanted and not _is_reported(out, job)}
     reports = _reports(sorted(touched), out)
-    return _summarise(jobs, skipped + outcomes, reports, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return _summarise(jobs, skipped + outcomes, [*spaces, *reports], seconds)
 
 
 def _group(options: Options) -> int:

@@ -15,24 +15,32 @@ LAYERS = (
     ("cli", "weights_cli"),
     ("run",),
     ("cluster",),
+    ("spacejobs",),
     ("start", "executor", "resources"),
     ("jobs", "options"),
     ("plan", "pipeline", "report", "group"),
     ("grouppage", "grouptables"),
-    ("groupsections", "groupfigures"),
+    ("groupsections",),
+    ("groupfigures", "groupcharts", "groupglance", "groupmeasures"),
+    ("groupdrawing",),
     ("groupharmony", "groupruns"),
     ("groupcombat", "groupclassifier", "grouphistograms", "groupstats"),
     ("cohort", "pictures", "sprites"),
+    ("spacefiles",),
     ("derivatives", "figures", "plots", "rendering", "measures", "strips"),
+    ("templatefiles",),
+    ("spaces",),
     ("weights", "published", "layout", "validation", "age", "participants", "tables"),
     ("bids",),
     ("image",),
     ("brainmask", "inference", "claims"),
-    ("spatial", "intensity", "metrics"),
+    ("spatial", "intensity", "metrics", "registration"),
     ("networks",),
 )
 RANK = {module: rank for rank, modules in enumerate(LAYERS) for module in modules}
-ARRAYS = {"brainmask", "inference", "spatial", "intensity", "metrics", "networks"}
+ARRAYS = {
+    *("brainmask", "inference", "spatial", "intensity", "metrics", "networks", "registration"),
+}
 BESIDE = {"training", "evaluation"}  # packages that use the array layers, and that no one uses
 # Imported by --help or by the plan, so these wait for what is slow.
 LIGHT = {
@@ -51,6 +59,9 @@ LIGHT = {
     "age",
     "tables",
     "participants",
+    "spaces",
+    "templatefiles",
+    "spacejobs",
     "bids",
 }
 LIGHT |= {"__init__", "weights"}
@@ -67,6 +78,9 @@ SLOW = {
     "dask",
     "distributed",
     "dask_jobqueue",
+    "dipy",
+    "templateflow",
+    "requests",
 }
 FORBIDDEN_IN_ARRAYS = {"pathlib", "logging", "os", "io", "shutil", "tempfile", "bids"}
 

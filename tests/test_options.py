@@ -91,6 +91,9 @@ def test_every_option(argv: list[str], name: str, value: object) -> None:
         ([*BASE, "--mem", "8"], "expected a number with its unit"),
         ([*BASE, "--seed", "-1"], "from 0 to 4294967295"),
         ([*BASE, "--measure-only", "--high-res"], "--measure-only writes no enhanced image"),
+        ([*BASE, "--measure-only", "--output-spaces", "X"], "drop --output-spaces"),
+        ([*BASE, "--output-spaces", "fsaverage:den-10k"], "is a surface"),
+        ([*BASE, "--registration", "rigid"], "rigid"),
         (["/bids", "/out", "group", "--dry-run"], "the plan of the participant level"),
         ([*BASE, "--participant"], "unrecognized arguments"),
         ([*BASE, "--config-file", "/not/there.toml"], "No such file"),
@@ -131,7 +134,8 @@ EVERYTHING = [
     *("--bids-database-dir", "/db", "--stage", "fetal", "--models-dir", "/", "--model-set", "p"),
     *("--device", "cuda:1", "--precision", "float32", "--nprocs", "2", "--omp-nthreads", "3"),
     *("--mem", "8G", "--seed", "4", "--overwrite", "--stop-on-first-crash", "--reports-only"),
-    *("--high-res", "--uncertainty", "--lesions", "-vv"),
+    *("--high-res", "--uncertainty", "--lesions", "--output-spaces", "MNIInfant:cohort-2", "-vv"),
+    *("--registration", "affine"),
 ]
 
 
