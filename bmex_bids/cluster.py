@@ -150,6 +150,7 @@ def _run_there(job: Job, *, options: Options) -> Outcome:
                 settings=settings_of(options),
                 threads=threads_of(options),
                 finished=functools.partial(is_finished, request=request_of(options)),
+                log_format=options.log_format,
             )
     except (InputError, OSError) as error:
         message = f"on {platform.node()}: {error}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -10,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bmex_bids import __version__
 from bmex_bids.bids import Job, output_stem, read_json, write_json, write_text
 from bmex_bids.claims import claimed, run_claim
+from bmex_bids.logs import facts, printable, run_log
 
 if TYPE_CHECKING:
     from bmex_bids.pipeline import Settings
@@ -26,6 +30,12 @@ __all__ = [
     "run_job",
     "write_crash",
 ]
+
+
+log = logging.getLogger("bmex")
+
+# How torch, oneDNN, ITK and CUDA say it.
+OUT_OF_MEMORY = re.compile(r"out[ _]of[ _]memory|allocate memory|bad_alloc|to allocate", re.I)
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ def run_job(
     threads: int = 0,
     finished: Callable[[Job], bool] | None = None,
     progress: Callable[[str], None] | None = None,
+    log_format: str = "text",
 ) -> Outcome:
     """Enhance one image, write its derivatives and draw its pictures, unless another does it.
 
@@ -73,9 +84,14 @@ def run_job(
         threads: of each library; 0 leaves them as they are.
         finished: tells whether the derivatives are complete by now; None to make them anyway.
         progress: told what is being done.
+        log_format: of the run's own log, ``text`` or ``json``.
     """
     stem, subject = output_stem(job), job.entities["sub"]
-    tell = progress or (lambda text: None)
+
+    def tell(step: str) -> None:
+        log.debug("%s: %s", stem, step, extra=facts(run=stem, step=step))
+        if progress is not None:
+            progress(f"{stem}: {step}")
 
     def work() -> Outcome:
         if job.action != "enhance" or settings is None:
@@ -88,15 +104,44 @@ def run_job(
         from bmex_bids import derivatives, pipeline
 
         _limit_threads(threads)
-        result = pipeline.enhance_run(job, settings, lambda text: tell(f"{stem}: {text}"))
-        tell(f"{stem}: writing")
+        result = pipeline.enhance_run(job, settings, tell)
+        tell("writing")
         picture_list(out, job).unlink(missing_ok=True)  # those of an earlier result
         derivatives.write(result, out)
         _draw(job, out, tell)
         return Outcome(stem, subject, flags=result.flags, steps=result.seconds)
 
     with claimed(run_claim(out, stem)) as mine:
-        return attempt(stem, subject, out, work) if mine else Outcome(stem, subject, busy=True)
+        if not mine:
+            return Outcome(stem, subject, busy=True)
+        with run_log(out, stem, log_format) as own:
+            _say_what(job, settings, own)
+            outcome = attempt(stem, subject, out, work)
+            _say_how(outcome, out, own)
+        return outcome
+
+
+def _say_what(job: Job, settings: Settings | None, own: logging.Logger) -> None:
+    """Log what a run begins with."""
+    place = "" if settings is None else f" on {settings.compute.device}"
+    own.info(
+        *("bmex %s: %s, age %s months (%s), stage %s, model %s%s", __version__, job.path),
+        *(job.age_months, job.age_source or "not known", job.stage, job.weights, place),
+        extra=facts(run=output_stem(job), image=str(job.path), model=job.weights, stage=job.stage),
+    )
+    for note in job.notes:
+        own.warning("%s", note, extra=facts(run=output_stem(job)))
+
+
+def _say_how(outcome: Outcome, out: Path, own: logging.Logger) -> None:
+    """Log how a run ended."""
+    extra = facts(run=outcome.stem, failed=outcome.failed, seconds=round(outcome.seconds, 2))
+    for flag in outcome.flags:
+        own.warning("%s", flag, extra=facts(run=outcome.stem))
+    if outcome.failed:
+        own.error("failed: %s; see %s", outcome.message, crash_path(out, outcome.stem), extra=extra)
+    else:
+        own.info("done in %.1f s", outcome.seconds, extra=extra)
 
 
 def attempt(stem: str, subject: str, out: Path, work: Callable[[], Outcome | None]) -> Outcome:
@@ -133,7 +178,7 @@ def _draw(job: Job, out: Path, tell: Callable[[str], None]) -> None:
     """Draw the pictures of a run, then list them: without the list they are not complete."""
     from bmex_bids import report
 
-    tell(f"{output_stem(job)}: figures")
+    tell("figures")
     path = picture_list(out, job)
     path.unlink(missing_ok=True)
     report.run_figures(out, job)
@@ -151,14 +196,16 @@ def picture_list(out: Path, job: Job) -> Path:
 
 def explain(error: BaseException, out: Path) -> str:
     """Return a message in one line that says what went wrong and what can be done."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EDQUOT):
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left for {out}; free some and start again, finished runs are kept"
+    if code in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO):
+        return f"the disk or the network failed ({text}); start again, finished runs are kept"
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
         name = getattr(error, "filename", None) or out
         return f"no permission for {name} ({text}); for output choose a folder that can be written"
-    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text):
         return f"not enough memory ({text}); lower --nprocs, or limit each run with --mem"
     if isinstance(error, ValueError | OSError):
         return text

@@ -17,9 +17,10 @@ from typing import Any
 from bmex_bids import __version__
 from bmex_bids.age import STAGES
 from bmex_bids.bids import read_text
+from bmex_bids.logs import FORMATS
 from bmex_bids.spaces import parse_spaces
 
-__all__ = ["Options", "parse_memory", "parse_options", "to_toml"]
+__all__ = ["EXIT_CODES", "Options", "parse_memory", "parse_options", "to_toml"]
 
 STAGE_NAMES = ("fetal", *(stage for stage, _, _ in STAGES))
 USAGE = "bmex bids_dir output_dir {participant,group} [options]"
@@ -29,8 +30,16 @@ examples:
   bmex /data/bids /data/out participant --participant-label 01 02
   bmex /data/bids /data/out participant --dry-run
   bmex /data/bids /data/out group
-exit code: 0 all that was asked for succeeded, 1 a run or a space failed, 2 wrong input or options
+exit code:
 """
+EXIT_CODES = {
+    0: "all that was asked for succeeded",
+    1: "a run, a space or a report failed, or was not started",
+    2: "wrong input or options; nothing was started",
+    129: "ended by a closed terminal (SIGHUP); the same command goes on with what is missing",
+    130: "ended by Ctrl-C; the same command goes on with what is missing",
+    143: "ended by SIGTERM; the same command goes on with what is missing",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Options:
     stop_on_first_crash: bool = False
     dry_run: bool = False
     verbose: int = 0
+    log_format: str = "text"
 
 
 def parse_options(argv: Sequence[str] | None = None) -> Options:
@@ -154,7 +164,7 @@ def _path(text: str) -> Path:
     try:
         return Path(text).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a zero byte
-        raise argparse.ArgumentTypeError(f"'{text}' is no path that can be used ({error})") from error
+        raise argparse.ArgumentTypeError(f"'{text}' is no path ({error})") from error
 
 
 def _memory(text: str) -> int:
@@ -234,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="bmex",
         usage=USAGE,
         description="Tissue-aware enhancement of structural brain MRI, from fetus to old age.",
-        epilog=EPILOG,
+        epilog=EPILOG + "".join(f"  {code:3d}  {text}\n" for code, text in EXIT_CODES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -259,6 +269,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--version", action="version", version=f"bmex {__version__}")
     add("-v", "--verbose", action="count", default=0, help="say more; -vv says all")
+    add(
+        "--log-format",
+        default="text",
+        choices=FORMATS,
+        help="text (default), or json: one object a line, in the logs and for the status",
+    )
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import sys
 import time
@@ -33,6 +34,7 @@ from bmex_bids.plan import format_plan, is_finished, plan_jobs
 from bmex_bids.resources import request_of, settings_of, threads_of
 from bmex_bids.spacejobs import bring_to_spaces, check_spaces, space_notes
 from bmex_bids.start import check_paths, logging_to, new_name, scratch
+from bmex_bids.status import say, status_of
 from bmex_bids.validation import validate
 
 if TYPE_CHECKING:
@@ -100,7 +102,9 @@ def _participant(options: Options, jobs: Sequence[Job]) -> int:
     touched |= {job.entities["sub"] for job in jobs if job.wanted and not _is_reported(out, job)}
     reports = _reports(sorted(touched), out)
     seconds = time.monotonic() - started
-    return _summarise(jobs, skipped + outcomes, [*spaces, *reports], seconds)
+    status = status_of(jobs, [*skipped, *outcomes], [*spaces, *reports], out=out, seconds=seconds)
+    say(status, options.log_format)
+    return status.exit_code
 
 
 def _group(options: Options) -> int:
@@ -115,8 +119,9 @@ def _group(options: Options) -> int:
     def work() -> None:
         from bmex_bids.group import group_report
 
-        paths = group_report(out, options.site_column)
-        print("\n".join(str(path) for path in paths))
+        paths = [str(path) for path in group_report(out, options.site_column)]
+        as_line = json.dumps({"event": "group", "files": paths})
+        print(as_line if options.log_format == "json" else "\n".join(paths))
 
     with claimed(run_claim(out, "group"), wait=True):
         outcome = attempt("group", "", out, work)
@@ -148,12 +153,8 @@ def _loop(jobs: Sequence[Job], options: Options, settings: Settings | None) -> l
         if terminal:
             stack.enter_context(logging_redirect_tqdm([log]))
 
-        def step(text: str) -> None:
-            bar.set_postfix_str(text)
-            log.debug(text)
-
         if options.executor == "local" or not todo:
-            execute = _executor(options, settings, len(todo), step)
+            execute = _executor(options, settings, len(todo), bar.set_postfix_str)
         else:
             execute = stack.enter_context(cluster(options))
         results = stack.enter_context(closing(shared(todo, execute, out=out, finished=finished)))
@@ -178,6 +179,7 @@ def _executor(
         settings=settings,
         threads=threads_of(options) if settings else 0,
         finished=functools.partial(is_finished, request=request_of(options)),
+        log_format=options.log_format,
     )
     if options.nprocs > 1 and count > 1:
         return functools.partial(in_processes, work=work, nprocs=options.nprocs, out=out)
@@ -244,30 +246,3 @@ def _reports(subjects: Sequence[str], out: Path) -> list[Outcome]:
             outcome = attempt(f"sub-{subject}", subject, out, functools.partial(work, subject))
         outcomes.append(replace(outcome, stem=f"report of sub-{subject}"))
     return outcomes
-
-
-def _summarise(
-    jobs: Sequence[Job], outcomes: Sequence[Outcome], reports: Sequence[Outcome], seconds: float
-) -> int:
-    """Print what was done, what was not and why, and return the exit code."""
-    failures = [outcome for outcome in (*outcomes, *reports) if outcome.failed]
-    elsewhere = {outcome.stem for outcome in outcomes if outcome.elsewhere}
-    finished = {outcome.stem for outcome in outcomes if not outcome.failed} - elsewhere
-    before = sum(j.action == "done" and output_stem(j) not in finished for j in jobs)
-    missing = sum(j.action == "enhance" for j in jobs) - sum(
-        output_stem(j) in {o.stem for o in outcomes} for j in jobs if j.action == "enhance"
-    )
-    counts = {
-        "done": len(finished),
-        "done by another start": len(elsewhere),
-        "done before": before,
-        "left out": sum(not job.wanted for job in jobs),
-        "not started": missing,
-        "failed": len(failures),
-    }
-    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    lines = [f"{said or 'nothing to do'} ({seconds:.0f} s)"]
-    lines += [f"failed: {outcome.stem}: {outcome.message}" for outcome in failures]
-    for line in lines:
-        print(line)
-    return 1 if failures or missing else 0

@@ -22,6 +22,7 @@ from bmex_bids.bids import read_json, write_text
 from bmex_bids.claims import TEMPORARY, claimed, sweep_folders
 from bmex_bids.jobs import explain
 from bmex_bids.layout import InputError
+from bmex_bids.logs import Lines, attached, dress, file_handler, log_path
 from bmex_bids.options import Options, to_toml
 
 __all__ = ["check_paths", "logging_to", "new_name", "scratch", "stopping"]
@@ -139,22 +140,11 @@ def scratch(work_dir: Path | None, name: str) -> Iterator[None]:
 @contextmanager
 def logging_to(options: Options, stem: str) -> Iterator[None]:
     """Log to the terminal and to logs/<name of the start>.log; save the options beside it."""
-    folder = options.output_dir / "logs"
-    write_text(folder / f"{stem}.toml", to_toml(options))
+    out, kind = options.output_dir, options.log_format
+    write_text(out / "logs" / f"{stem}.toml", to_toml(options))
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.DEBUG if options.verbose else logging.INFO)
-    file = logging.FileHandler(folder / f"{stem}.log", encoding="utf-8")
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = log.level
-    log.setLevel(logging.DEBUG)
-    for handler in (terminal, file):
-        log.addHandler(handler)
-    log.info("bmex %s: %s -> %s", __version__, options.bids_dir, options.output_dir)
-    try:
+    dress(terminal, Lines(kind, timed=False))
+    with attached((terminal, file_handler(log_path(out, stem, kind), kind)), ("bmex",)):
+        log.info("bmex %s: %s -> %s", __version__, options.bids_dir, out)
         yield
-    finally:
-        for handler in (terminal, file):
-            log.removeHandler(handler)
-            handler.close() if handler is file else None
-        log.setLevel(level)

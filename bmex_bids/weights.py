@@ -144,7 +144,8 @@ def _record(entry: dict[str, Any], path: Path) -> ModelRecord:
     missing, unknown = sorted(needed - set(entry)), sorted(set(entry) - set(known))
     where = f"{path}: model {entry.get('name', '?')!r}"
     if missing or unknown:
-        raise WeightsError(f"{where}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+        told = f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
+        raise WeightsError(f"{where}: {told}")
     ages = entry["ages_months"]
     try:
         record = ModelRecord(
