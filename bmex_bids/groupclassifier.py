@@ -79,10 +79,10 @@ def make_folds(
     from sklearn.model_selection import StratifiedGroupKFold
 
     people: dict[str, set[str]] = {}
-    for site, person, use in zip(sites, participants, usable, strict=True):
+    for own, participant, use in zip(sites, participants, usable, strict=True):
         if use:
-            people.setdefault(site, set()).add(person)
-    kept = sorted(site for site, members in people.items() if len(members) >= FEWEST)
+            people.setdefault(own, set()).add(participant)
+    kept = sorted(name for name, members in people.items() if len(members) >= FEWEST)
     left_out = tuple(sorted(set(people) - set(kept)))
     if len(kept) < 2:
         return (
@@ -94,8 +94,8 @@ def make_folds(
     sampled = len(rows) > MOST_RUNS
     if sampled:
         rows = np.sort(rng.choice(rows, MOST_RUNS, replace=False))
-    names, site = np.unique([sites[i] for i in rows], return_inverse=True)
-    person = np.unique([participants[i] for i in rows], return_inverse=True)[1]
+    names, site = np.unique([sites[i] for i in rows.tolist()], return_inverse=True)
+    person = np.unique([participants[i] for i in rows.tolist()], return_inverse=True)[1]
     per_site = [len(np.unique(person[site == s])) for s in range(len(names))]
     if min(per_site) < 2:  # a small site that the sample hardly met
         return "Too few runs of the smallest site in the sample for a classifier."

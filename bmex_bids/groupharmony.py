@@ -212,7 +212,8 @@ def _components(
 
     Euclidean distances between rows are Wasserstein-2 distances (root mean square over tissues).
     """
-    stacked = {c: values for c, parts in quantiles.items() if (values := _stacked(parts)) is not None}
+    every = {condition: _stacked(parts) for condition, parts in quantiles.items()}
+    stacked = {condition: rows for condition, rows in every.items() if rows is not None}
     widths = {values.shape[1] for values in stacked.values()}
     if len(widths) != 1:  # tissues after but not before, or nothing at all
         return {}, np.zeros(0)

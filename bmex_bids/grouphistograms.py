@@ -132,7 +132,7 @@ def choose_pairs(
 
 
 def distances(quantiles: Single, pairs: npt.NDArray[np.int64]) -> Floats:
-    """Return the Wasserstein-1 distances of (pairs, 2) rows of (runs, levels); NaN where unknown."""
+    """Return Wasserstein-1 distances of (pairs, 2) rows of (runs, levels); NaN where unknown."""
     result = np.empty(len(pairs))
     for start in range(0, len(pairs), 20_000):
         block = pairs[start : start + 20_000]

@@ -1,4 +1,4 @@
-"""The group page: one file with everything inside, plots and table drawn by the reader's browser."""
+"""The group page: one file with everything inside; the reader's browser draws plots and table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmex_bids import __version__
-from bmex_bids.groupfigures import site_styles
+from bmex_bids.groupdrawing import site_styles
 from bmex_bids.groupharmony import Harmony
 from bmex_bids.groupruns import Collected, GroupRun
 from bmex_bids.groupsections import suffix_sections
@@ -144,7 +144,7 @@ def _columns(collected: Collected) -> dict[str, Any]:
 
 
 def _measures(runs: Sequence[GroupRun]) -> list[dict[str, Any]]:
-    """Return label, unit and (``before``, ``after`` or "", key) of the measures that any run has."""
+    """Return label, unit and pairs of ``before``, ``after`` or "" and key, of what any run has."""
     there = {key for run in runs for key in run.metrics}
     found = []
     for measure in MEASURES:

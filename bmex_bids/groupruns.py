@@ -1,4 +1,4 @@
-"""The derivatives of all runs as the group level sees them; only sidecars and one table are read."""
+"""The derivatives of all runs as the group level sees them: sidecars and one table, no voxel."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def collect(out: Path, site_column: str | None = None) -> Collected:
     if not out.is_dir():
         raise FileNotFoundError(f"{out}: no such directory; give the output_dir of 'participant'")
     pages = {path.name for path in out.glob("sub-*.html")}
-    unreadable, incomplete = [], 0
+    unreadable: list[str] = []
+    incomplete = 0
     found: list[tuple[Run, Person]] = []
     table = _participants(out, unreadable)
     for sidecar in run_sidecars(out):

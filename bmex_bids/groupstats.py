@@ -252,5 +252,5 @@ def robust_z(values: Floats) -> Floats:
     return np.asarray(0.6745 * (values - middle) / mad)
 
 
-def _chosen(labels: Sequence[str], which: npt.NDArray[np.bool_]) -> list[str]:
-    return [label for label, keep in zip(labels, which, strict=True) if keep]
+def _chosen(labels: Sequence[str], which: npt.ArrayLike) -> list[str]:
+    return [label for label, keep in zip(labels, np.asarray(which), strict=True) if keep]

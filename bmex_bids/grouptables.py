@@ -9,8 +9,8 @@ import numpy as np
 
 from bmex_bids.derivatives import SCANNER_FIELDS
 from bmex_bids.groupharmony import CONDITIONS, Harmony
+from bmex_bids.groupmeasures import tct_test
 from bmex_bids.groupruns import ENTITY_COLUMNS, GroupRun
-from bmex_bids.groupsections import tct_test
 from bmex_bids.measures import MEASURES, column_description
 
 __all__ = ["HARMONIZATION", "dictionary", "harmonization_rows", "run_columns", "tsv"]
@@ -132,7 +132,7 @@ def run_columns(runs: Iterable[GroupRun]) -> list[str]:
 
 
 def dictionary(columns: Iterable[str]) -> dict[str, Description]:
-    """Return the data dictionary of a table of runs: description, units and range of each column."""
+    """Return the data dictionary of a table of runs: description, units, range of each column."""
     found: dict[str, Description] = {}
     for column in columns:
         if column in DESCRIPTIONS:
@@ -140,7 +140,7 @@ def dictionary(columns: Iterable[str]) -> dict[str, Description]:
         elif column in ENTITY_COLUMNS.values() or column[0].islower():
             found[column] = {"Description": f"Entity '{column}' of the raw image; n/a without."}
         else:
-            found[column] = {"Units": "1"} | column_description(column)
+            found[column] = {"Units": "1", **column_description(column)}
             if column.startswith(NOT_NEGATIVE):
                 found[column]["Minimum"] = 0
     return found

@@ -1,4 +1,4 @@
-"""Generated derivatives of many runs at several sites, for tests and benchmarks of the group level."""
+"""Generated derivatives of many runs at several sites, for tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_spelling_and_stations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "site", "expected"),
     [
-        (1, None, ["needs at least 5 participants", "is 1 participant", "is 1 run", "at least two"]),
+        (1, None, ["at least 5 participants", "is 1 participant", "is 1 run", "at least two"]),
         (3, 0, ["at least 5 participants", "one site", "no distances between sites"]),
         (9, None, ["No site or scanner is known", "Wilcoxon", "--site-column"]),
     ],

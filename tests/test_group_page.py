@@ -82,7 +82,8 @@ def test_filters_and_pages(shown: Tab) -> None:
     clear(shown)
     site = shown.run("document.querySelector('#filter-site').options[2].value")
     choose(shown, "#filter-site", site)
-    assert shown.run("document.getElementById('rows-shown').textContent").startswith("1 to 24 of 24")
+    said = shown.run("document.getElementById('rows-shown').textContent")
+    assert said.startswith("1 to 24 of 24")
     clear(shown)
 
 
@@ -93,7 +94,8 @@ def test_sorting_with_the_keyboard(shown: Tab) -> None:
         .find(b => b.textContent === {json.dumps(title)}).focus()""")
     number = shown.run(f"""[...document.querySelectorAll('#table thead button')]
         .findIndex(b => b.textContent === {json.dumps(title)})""")
-    values = f"[...document.querySelectorAll('#table tbody tr')].map(r => +r.cells[{number}].textContent)"
+    rows = "[...document.querySelectorAll('#table tbody tr')]"
+    values = f"{rows}.map(r => +r.cells[{number}].textContent)"
     for order, sign in (("ascending", 1), ("descending", -1)):
         # a button is pressed by Enter: the browser makes the click
         for kind in ("keyDown", "keyUp"):

@@ -74,7 +74,8 @@ def quantiles(shift: float) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
     site = np.array([int(name[-1]) for name in SITES])[:, None]
     base = np.linspace(0, 60, 50)[None] + rng.normal(0, 4, (60, 1)) + rng.normal(0, 0.3, (60, 50))
-    return {t: (base + 100 * k + shift * site).astype(np.float32) for k, t in enumerate(("GM", "WM"))}
+    moved = base + shift * site
+    return {"GM": moved.astype(np.float32), "WM": (moved + 100).astype(np.float32)}
 
 
 def test_combat_removes_site_and_keeps_age() -> None:
