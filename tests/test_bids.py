@@ -147,3 +147,19 @@ def test_many_writers_of_the_root_files(tmp_path: Path) -> None:
         thread.join()
     assert not [path for path in out.iterdir() if path.name.startswith(".tmp")]
     assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+
+
+def test_participants_are_carried_and_kept_up_to_date(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    bids.write_dataset_files(out, raw)
+    assert not (out / "participants.tsv").exists()
+    for text in ("participant_id\tsex\nsub-1\tF\n", "participant_id\tsex\nsub-2\tM\n"):
+        (raw / "participants.tsv").write_text("\ufeff" + text, encoding="utf-8")
+        (raw / "participants.json").write_text("{}")
+        bids.write_dataset_files(out, raw)
+        assert (out / "participants.tsv").read_text() == text
+        assert (out / "participants.json").read_text() == "{}"
+    (raw / "participants.tsv").write_bytes(b"\xff\xfe")
+    bids.write_dataset_files(out, raw)
+    assert (out / "participants.tsv").read_text() == text

@@ -1,19 +1,25 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_group import write_group, write_participants, write_run
 from synthetic_run import make_result
 
-from bmex_bids import derivatives
+from bmex_bids import bids, derivatives, grouphistograms, intensity, pipeline
 from bmex_bids.group import group_report
 from bmex_bids.groupruns import collect
 from bmex_bids.grouptables import STATISTICS
 from bmex_bids.layout import InputError
+from bmex_bids.options import parse_options
 from bmex_bids.participants import check_site_column, find_person, participants_table
 from bmex_bids.rendering import natural_key
+from bmex_bids.run import run
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -256,8 +262,8 @@ def test_sidecars_of_an_earlier_version(tmp_path: Path) -> None:
 def test_repeated_runs_count_once_per_participant(tmp_path: Path) -> None:
     for number in range(6):
         path = write_run(tmp_path, number, None)
-        for run in (1, 2):
-            copy = path.name.replace("_desc", f"_run-{run}_desc")
+        for repeat in (1, 2):
+            copy = path.name.replace("_desc", f"_run-{repeat}_desc")
             (path.parent / copy).write_text(path.read_text())
         path.unlink()
     group_report(tmp_path)
@@ -327,3 +333,48 @@ def test_runs_are_in_natural_order(tmp_path: Path) -> None:
         write_run(tmp_path, number, 0)
     names = [run.name for run in collect(tmp_path).runs["T1w"]]
     assert names == sorted(names, key=natural_key)
+
+
+def test_what_the_pipeline_stores_is_what_the_group_level_reads() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 2, 3], 4000).reshape(20, 20, 30).astype(np.uint8)
+    before = (100.0 * labels + rng.normal(0, 15, labels.shape)).astype(np.float32)
+    stored = pipeline._tissue_histograms(before, before + 50, labels)
+    assert set(stored) == {"BeforeGM", "BeforeWM", "AfterGM", "AfterWM"}
+    histograms = {key: np.array(value, np.float32) for key, value in stored.items()}
+    histograms["Edges"] = intensity.EDGES.astype(np.float32)
+    for when, move in (("Before", 0), ("After", 50)):
+        found = grouphistograms.quantile_functions([histograms], when)
+        assert found["GM"].mean() == pytest.approx(200 + move, abs=1)
+        assert found["WM"][0, 24:26].mean() == pytest.approx(300 + move, abs=2)
+
+
+def test_the_site_column_reaches_the_group_level(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in range(6):
+        write_run(out, number, 0)
+    write_participants(out, 6, {"scanner": ("p", "q")})
+    bids.write_dataset_files(out, tmp_path / "raw")
+    arguments = [str(tmp_path / "raw"), str(out), "group", "--site-column"]
+    assert run(parse_options([*arguments, "scanner"])) == 0
+    assert {row["site"] for row in read(out / "group_T1w.tsv")} == {"p", "q"}
+    with pytest.raises(InputError, match="columns participant_id, scanner"):
+        run(parse_options([*arguments, "centre"]))
+
+
+def test_the_output_stays_valid(tmp_path: Path) -> None:
+    validator = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+    if validator is None:
+        pytest.skip("bids-validator-deno is not installed")
+    out = tmp_path / "out"
+    for label in ("01", "02"):
+        derivatives.write(make_result(tmp_path, {"sub": label}), out)
+    text = "participant_id\tsex\tcentre\nsub-01\tF\tx\nsub-02\tM\ty\nsub-03\tM\ty\n"
+    (tmp_path / "raw" / "participants.tsv").write_text(text)
+    bids.write_dataset_files(out, tmp_path / "raw")
+    group_report(out)
+    found = subprocess.run(
+        [validator, str(out), "--format", "json"], capture_output=True, text=True, check=False
+    )
+    issues = json.loads(found.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
