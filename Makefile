@@ -1,4 +1,4 @@
-# make venv | test | lint | demo | container-test | clean
+# make venv | test | lint | demo | container-test | crash-test | slurm-test | clean
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 JOBS ?= 2
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: venv test lint demo container-test clean
+.PHONY: venv test lint demo container-test crash-test slurm-test clean
 
 venv: $(READY)
 
@@ -26,6 +26,13 @@ lint: venv
 
 demo: venv
 	$(BIN)/python -m bmex_bids.evaluation.demo
+
+crash-test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/crash-test.py --kills 100
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/writers-test.py --writers 20 --same 4
+
+slurm-test: venv
+	OMP_NUM_THREADS=1 scripts/slurm-test.sh
 
 container-test:
 	scripts/container-test.sh

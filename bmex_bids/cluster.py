@@ -210,5 +210,5 @@ def _site(path: Path | None, config: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"--cluster-config {path}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("jobqueue"), dict):
-        raise InputError(f"--cluster-config {path}: expected 'jobqueue:' and a batch system below it")
+        raise InputError(f"--cluster-config {path}: expected 'jobqueue:' with a batch system in it")
     return dict(dask.config.merge(config, content))
