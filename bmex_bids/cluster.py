@@ -159,7 +159,7 @@ def _run_there(job: Job, *, options: Options) -> Outcome:
 
 
 @contextmanager
-def _jobs(options: Options, *, submit: bool = True) -> Iterator[tuple[Any, Options]]:
+def _jobs(options: Options) -> Iterator[tuple[Any, Options]]:
     """Submit jobs to a batch system; yield dask-jobqueue's cluster and the options of a job."""
     try:
         import dask
@@ -187,14 +187,16 @@ def _jobs(options: Options, *, submit: bool = True) -> Iterator[tuple[Any, Optio
                 local_directory=site["local-directory"] or "/tmp",
                 log_directory=site["log-directory"] or str(options.output_dir / "logs"),
                 worker_extra_args=extra,
+                # Any free port: several starts on one login node must not want the same one.
+                scheduler_options={"dashboard_address": ":0"} | (site["scheduler-options"] or {}),
             )
         except (ValueError, TypeError, RuntimeError, OSError) as error:
             raise InputError(f"--executor {options.executor}: {error}") from error
         with queue:
             log.debug("job script:\n%s", queue.job_script())
             log.info("%s: %d jobs of %s cores", options.executor, options.jobs, cores)
-            if submit:
-                queue.scale(jobs=options.jobs)
+            log.info("how it goes: %s", queue.dashboard_link)
+            queue.scale(jobs=options.jobs)
             yield queue, share
 
 
