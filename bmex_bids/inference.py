@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bmex_bids.networks import TISSUES
 
-__all__ = ["Compute", "enhance_volume", "mask_volume", "resolve"]
+__all__ = ["Compute", "enhance_volume", "mask_volume", "resolve", "three_tissues"]
 
 OVERLAP = 32  # voxels that neighbouring tiles share
 BFLOAT16_SHARE = 0.75  # of the float32 peak, measured: some tensors stay float32
@@ -140,6 +140,16 @@ def enhance_volume(
         squares += change[-1] * (out[-1] - mean[-1])
     deviation = np.sqrt(squares / np.float32(len(passes))) if flips else None
     return mean[:-1], mean[-1], deviation
+
+
+def three_tissues(probabilities: Volume) -> Volume:
+    """CSF, GM and WM (3, ...) of what :func:`enhance_volume` gives (4 or 5, ...).
+
+    Lesions count as white matter, which is where they lie.
+    """
+    tissues = probabilities[1:4].copy()
+    tissues[2] += probabilities[4:].sum(0)
+    return tissues
 
 
 def mask_volume(network: nn.Module, volume: Volume, compute: Compute) -> Volume:

@@ -23,7 +23,7 @@ from bmex_bids.bids import Job
 from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.derivatives import Result
 from bmex_bids.image import Image, ImageError, load_image
-from bmex_bids.inference import Compute, enhance_volume
+from bmex_bids.inference import Compute, enhance_volume, three_tissues
 from bmex_bids.spatial import Grid, conform, crop_to_mask, model_grid, onto_grid, restore
 from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, load_network
 
@@ -279,8 +279,7 @@ def _tissues(out: _Output, mask: Mask) -> tuple[Array, npt.NDArray[np.uint8], Ar
     total = native.sum(0)
     shares = (native / np.where(total > 1e-6, total, 1)).astype(np.float32)
     lesions = shares[3] if len(shares) > 3 else None
-    if lesions is not None:
-        shares = np.stack((*shares[:2], shares[2] + lesions))
+    shares = three_tissues(np.concatenate((np.zeros_like(shares[:1]), shares)))
     labels = np.where(mask, shares.argmax(0) + 1, 0).astype(np.uint8)
     return shares, labels, lesions
 

@@ -16,30 +16,41 @@ import torch
 from safetensors.torch import save_file
 
 from bmex_bids import __version__, intensity
+from bmex_bids.age import STAGES
 from bmex_bids.bids import atomic_path
 from bmex_bids.image import load_image
-from bmex_bids.inference import enhance_volume, resolve
+from bmex_bids.inference import enhance_volume, resolve, three_tissues
+from bmex_bids.published import FETAL_AGES
 from bmex_bids.spatial import conform, model_grid
 from bmex_bids.training.architectures import averaged_state
 from bmex_bids.training.journal import for_json, read_rows
 from bmex_bids.training.labels import HELD_OUT
 from bmex_bids.training.settings import ARCHITECTURES
+from bmex_bids.training.stages import CONDITIONS
 from bmex_bids.weights import ModelRecord, list_models, load_network, write_models
 
-__all__ = ["enter", "export", "main", "reference_of"]
+__all__ = ["AGES", "enter", "entries", "export", "main", "reference_of", "written"]
+
+AGES = {stage: (low, high) for stage, low, high in STAGES} | {"fetal": FETAL_AGES}
+"""Months after birth of each stage."""
 
 
 def export(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
-    """Write the averaged weights of a checkpoint beside models.json and enter them there.
+    """:func:`written`, then entered into models.json."""
+    return enter(written(checkpoint, record, folder))
+
+
+def written(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
+    """Write the averaged weights of a checkpoint into a models folder.
 
     Args:
         checkpoint: ``checkpoint.pt`` or ``best.pt`` of a training run, ``log.csv`` beside it.
-        record: the entry; its architecture (where the checkpoint has it, with the ``condition`` of
-            the entry), file, checksum and training record are filled in.
+        record: the entry; its architecture (where the checkpoint has it), file, checksum and
+            training record are filled in.
         folder: models folder.
 
     Returns:
-        The entry as written.
+        The entry, which is in no models.json yet.
     """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     weights = {
@@ -51,7 +62,6 @@ def export(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
     with atomic_path(path) as temporary:
         save_file(weights, temporary)
         temporary.chmod(0o644)
-    own = {k: v for k, v in record.architecture.items() if k == "condition"}
     rows = read_rows(checkpoint.with_name("log.csv"))
     training = {
         **record.training,
@@ -60,15 +70,14 @@ def export(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
         "Hours": round(state["seconds"] / 3600, 2),
         "LastLogEntry": for_json(rows[-1]) if rows else None,
     }
-    record = replace(
+    return replace(
         record,
-        architecture=state.get("architecture", record.architecture) | own,
+        architecture=state.get("architecture", record.architecture),
         file=path.name,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         training=training,
         directory=folder,
     )
-    return enter(record)
 
 
 def enter(record: ModelRecord) -> ModelRecord:
@@ -76,6 +85,27 @@ def enter(record: ModelRecord) -> ModelRecord:
     others = [r for r in list_models([record.directory]) if r.name != record.name]
     write_models(record.directory, [*others, record])
     return record
+
+
+def entries(record: ModelRecord, conditions: Sequence[str], prefix: str) -> list[ModelRecord]:
+    """One entry for each contrast and stage that a network with conditions serves, of one file.
+
+    Args:
+        record: entry of the network, with its file.
+        conditions: such as ``T1w-24``.
+        prefix: of the names, such as ``bmex`` for ``bmex-T1w-24``.
+    """
+    made = []
+    for condition in conditions:
+        suffix, stage = condition.split("-")
+        network = record.architecture | {"condition": CONDITIONS.index(condition)}
+        made.append(
+            replace(
+                record, name=f"{prefix}-{condition}", suffixes=(suffix,), stage=stage,
+                ages_months=AGES[stage], architecture=network,
+            )
+        )
+    return made
 
 
 def reference_of(record: ModelRecord, template: Path) -> dict[str, Any]:
@@ -97,7 +127,7 @@ def reference_of(record: ModelRecord, template: Path) -> dict[str, Any]:
     )
     return {
         "Image": template.name,
-        "TissueMeans": intensity.tissue_medians(volume, probabilities[1:] * inside),
+        "TissueMeans": intensity.tissue_medians(volume, three_tissues(probabilities) * inside),
         "Median": float(np.median(volume[inside])),
         "Edges": intensity.EDGES.tolist(),
         "Density": intensity.histogram(volume, inside).tolist(),
@@ -116,10 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suffix", nargs="+", default=["T1w", "T2w"])
     parser.add_argument("--stage")
     parser.add_argument("--ages", type=float, nargs=2, metavar=("FROM", "TO"), help="in months")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS[1:], metavar="CONDITION",
+                        help="such as T1w-24: an entry NAME-CONDITION for each, of one file")
     parser.add_argument("--grid", type=float, required=True, help="voxel side in mm")
-    parser.add_argument("--reference", type=Path, help="clean image that defines the common scale")
+    parser.add_argument("--reference", type=Path, nargs="+", default=[],
+                        help="clean image that defines the common scale, of each condition in turn")
     parser.add_argument("--data", default="", help="what it was trained on, in words")
     args = parser.parse_args(argv)
+    if args.reference and len(args.reference) != len(args.conditions or [0]):
+        parser.error("--reference: expected one image for each of --conditions")
     record = ModelRecord(
         name=args.name,
         kind=args.kind,
@@ -136,10 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         source="trained by bmex_bids.training",
         training={"Data": args.data, "HeldOutLabelMaps": list(HELD_OUT)},
     )
-    record = export(args.checkpoint, record, args.folder)
-    if args.reference is not None:
-        record = enter(replace(record, reference=reference_of(record, args.reference)))
-    print(json.dumps({"name": record.name, "sha256": record.sha256, "file": record.file}))
+    record = written(args.checkpoint, record, args.folder)
+    records = entries(record, args.conditions, args.name) if args.conditions else [record]
+    for number, entry in enumerate(records):
+        if args.reference:
+            entry = replace(entry, reference=reference_of(entry, args.reference[number]))
+        enter(entry)
+        print(json.dumps({"name": entry.name, "sha256": entry.sha256, "file": entry.file}))
     return 0
 
 

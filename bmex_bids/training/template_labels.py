@@ -141,11 +141,11 @@ def transferred(brain: Brain, others: Sequence[tuple[Brain, Labels]]) -> Labels:
             for suffix, image in zip(brain.suffixes, brain.images, strict=True)
             if suffix in other.suffixes
         ]
-        pairs = [(_coarse(f), _coarse(m)) for f, m in pairs]
+        pairs = [(_coarse(f, 2.0), _coarse(m, 2.0)) for f, m in pairs]
         found = ants.registration(
-            pairs[0][0], pairs[0][1], type_of_transform="SyN", syn_metric="CC", syn_sampling=3,
-            reg_iterations=(40, 30, 15), random_seed=1, singleprecision=True,
-            multivariate_extras=[("CC", f, m, 1, 3) for f, m in pairs[1:]] or None,
+            pairs[0][0], pairs[0][1], type_of_transform="SyN", syn_metric="CC", syn_sampling=2,
+            reg_iterations=(40, 20, 10), random_seed=1, singleprecision=True,
+            multivariate_extras=[("CC", f, m, 1, 2) for f, m in pairs[1:]] or None,
         )
         for tissue in (CSF, GREY, WHITE):
             share = _as_image(labels == tissue, other.images[0])
@@ -179,11 +179,11 @@ def _structures(guess: Labels, like: Any, atlases: Sequence[Atlas]) -> list[Labe
     return moved
 
 
-def _coarse(image: Any) -> Any:
-    """On 1.5 mm, where registration of tissues is good enough and quick."""
+def _coarse(image: Any, size: float = 1.5) -> Any:
+    """On coarse voxels (mm), where registration is good enough and quick."""
     import ants
 
-    return ants.resample_image(ants.smooth_image(image, 0.6), (1.5, 1.5, 1.5), False, 0)
+    return ants.resample_image(ants.smooth_image(image, 0.4 * size), (size,) * 3, False, 0)
 
 
 def _tissue_of(table: label_maps.LabelTable) -> npt.NDArray[np.int64]:
