@@ -65,16 +65,26 @@ def at_scale_one(state: Mapping[str, Tensor], record: ModelRecord) -> dict[str, 
 
 
 def take_over(network: nn.Module, given: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Set every weight that is there under the same name in the same shape.
+    """Set every weight that is there under the same name, as far as its shape reaches.
+
+    Of a layer that grew, the part that both have is set; what is new keeps its first values, and
+    new inputs of the enhancer begin without effect.
 
     Returns:
-        How many were taken over, and how many the network has.
+        How many were taken over, in whole or in part, and how many the network has.
     """
-    own = network.state_dict()
-    fits = {k: v.to(own[k].dtype) for k, v in given.items()
-            if k in own and own[k].shape == v.shape}
-    network.load_state_dict(own | fits)
-    return len(fits), len(own)
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    taken = 0
+    for key, value in given.items():
+        if key not in own or own[key].dim() != value.dim():
+            continue
+        if own[key].shape != value.shape and key == "enhance.down.0.conv1.weight":
+            own[key].zero_()
+        cut = tuple(slice(min(a, b)) for a, b in zip(own[key].shape, value.shape, strict=True))
+        own[key][cut] = value[cut].to(own[key])
+        taken += 1
+    network.load_state_dict(own)
+    return taken, len(own)
 
 
 def groups(

@@ -95,7 +95,7 @@ def model_card(records: Sequence[ModelRecord], settings: Settings) -> str:
         facts=_facts(run),
         warnings=_warnings(run),
         validation=_table(run["Validation"]),
-        curves=f"{first.name}_curves.png",
+        curves=first.file.replace(".safetensors", "_curves.png"),
         parameters=f"{_parameters(first):,}",
         grid=first.grid_mm,
         network=json.dumps(first.architecture, indent=2),
@@ -172,7 +172,7 @@ def draw_curves(work: Path, path: Path) -> None:
     for key, label in (("tissue", "tissue"), ("enhance", "enhancement")):
         if log and key in log[0]:
             loss.plot([r["step"] for r in log], [r[key] for r in log], label=label)
-    loss.set(xlabel="step", ylabel="training loss", yscale="log")
+    loss.set(xlabel="step", ylabel="training loss")
     loss.legend(frameon=False)
     gain.plot([r["step"] for r in held], [r["psnr_gain"] for r in held], marker="o")
     gain.axhline(0, color="0.7", linewidth=1)

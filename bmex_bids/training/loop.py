@@ -21,13 +21,7 @@ from bmex_bids.training.journal import opened
 from bmex_bids.training.objective import forward
 from bmex_bids.training.ranks import ALONE, Ranks, gathered, shared
 from bmex_bids.training.samples import Read, read_ahead, sample_paths
-from bmex_bids.training.settings import (
-    ARCHITECTURES,
-    Settings,
-    SettingsError,
-    architecture_of,
-    changes,
-)
+from bmex_bids.training.settings import Settings, SettingsError, architecture_of, changes
 from bmex_bids.training.validate import validate
 
 __all__ = ["BEST", "CHECKPOINT", "train"]
@@ -201,7 +195,8 @@ def _step(
     parts.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if settings.clip:
-        nn.utils.clip_grad_norm_(parts.network.parameters(), settings.clip)
+        for group in parts.optimiser.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], settings.clip)
     parts.optimiser.step()
     parts.average.update_parameters(parts.network)
     return record
@@ -281,7 +276,7 @@ def _load(
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if "random" not in state:  # of version 0.1, which knew neither this nor another precision
         state |= {"random": [{"patches": state["generator"]}], "best": math.inf}
-        state |= {"architecture": ARCHITECTURES[state["settings"]["kind"]]}
+        state |= {"architecture": architecture_of(settings)}
         state["settings"] |= {"precision": "bfloat16"}
     told = changes(state["settings"] | {"architecture": state["architecture"]}, settings)
     if len(state["random"]) != ranks.world:
@@ -296,7 +291,10 @@ def _load(
 
 def _go_on(parts: _Parts, state: dict[str, Any], ranks: Ranks) -> _Progress:
     """Bring everything to where the checkpoint was written."""
-    parts.network.load_state_dict(state["network"])
+    try:
+        parts.network.load_state_dict(state["network"])
+    except RuntimeError as error:
+        raise SettingsError(f"the checkpoint is of another network: {error}") from error
     parts.average.load_state_dict(state["average"])
     parts.optimiser.load_state_dict(state["optimiser"])
     if ranks.rank < len(state["random"]):

@@ -10,6 +10,8 @@ from bmex_bids.training.settings import Settings, architecture_of
 
 __all__ = ["forward", "mask_objective", "pair_objective"]
 
+FLOOR = 2e-4  # squared error below which little more is to be gained: 37 dB
+
 
 def forward(
     network: nn.Module, batch: dict[str, Tensor], settings: Settings, *, score: bool = True
@@ -57,20 +59,37 @@ def pair_objective(
     """Loss of a pair from tissue scores (b, 4, x, y, z) and the enhanced image (b, 1, x, y, z)."""
     given, target = batch["input"][:, None], batch["target"][:, None]
     inside = (batch["brain"] > 0).float()[:, None]
-    classes = tissue_loss(scores, batch["tissue"].to(torch.uint8))
-    wrong = ((given - target).abs() * inside).sum((1, 2, 3, 4))
-    wrong = wrong / inside.sum((1, 2, 3, 4)).clamp_min(1)
-    b = settings.balance
-    weight = 2 * b / (wrong + b) if b else torch.ones_like(wrong)
-    error = enhancement_loss(
-        enhanced, target, inside, weight,
-        absolute=settings.absolute, squared=settings.squared, gradient=settings.gradient,
-    )
-    with torch.no_grad():
-        before = ((given - target).abs() * inside).sum()
-        ratio = ((enhanced - target).abs() * inside).sum() / before.clamp_min(1e-6)
+    tissue = batch["tissue"].to(torch.uint8)
+    known = tissue < scores.shape[1]  # a network of four classes does not know lesions
+    classes = tissue_loss(scores, torch.where(known, tissue, IGNORE))
+    error, gain = _image_error(enhanced, (given, target, inside), settings)
     loss = settings.tissue_weight * classes + settings.enhance_weight * error
-    return loss, {"tissue": classes.detach(), "enhance": error.detach(), "ratio": ratio}
+    return loss, {"tissue": classes.detach(), "enhance": error.detach(), "gain": gain}
+
+
+def _image_error(
+    enhanced: Tensor, sample: tuple[Tensor, Tensor, Tensor], settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Error of the enhanced image, and what it gained over the input in dB (without gradient)."""
+    given, target, inside = sample
+    after, before = (_squared(image, target, inside) for image in (enhanced, given))
+    error = settings.log_squared * torch.log(after + FLOOR).mean()
+    if settings.absolute or settings.squared or settings.gradient:
+        count = inside.sum((1, 2, 3, 4)).clamp_min(1)
+        wrong = ((given - target).abs() * inside).sum((1, 2, 3, 4)) / count
+        b = settings.balance
+        error = error + enhancement_loss(
+            enhanced, target, inside, 2 * b / (wrong + b) if b else torch.ones_like(wrong),
+            absolute=settings.absolute, squared=settings.squared, gradient=settings.gradient,
+        )
+    gain = 10 * torch.log10((before + FLOOR) / (after.detach() + FLOOR)).mean()
+    return error, gain
+
+
+def _squared(image: Tensor, target: Tensor, inside: Tensor) -> Tensor:
+    """Mean squared error of each sample (b,) inside the brain."""
+    total = ((image - target) ** 2 * inside).sum((1, 2, 3, 4))
+    return total / inside.sum((1, 2, 3, 4)).clamp_min(1)
 
 
 def _accuracy(scores: Tensor, tissue: Tensor, brain: Tensor) -> Tensor:

@@ -12,23 +12,19 @@ from typing import Any
 import torch
 
 from bmex_bids import __version__
-from bmex_bids.age import STAGES
 from bmex_bids.bids import read_json, write_text
 from bmex_bids.inference import Compute
-from bmex_bids.published import FETAL_AGES
 from bmex_bids.training.card import draw_curves, model_card
-from bmex_bids.training.export import enter, export, reference_of
+from bmex_bids.training.export import AGES, enter, entries, reference_of, written
 from bmex_bids.training.journal import for_json, read_rows
 from bmex_bids.training.loop import BEST, CHECKPOINT
 from bmex_bids.training.samples import sample_paths
 from bmex_bids.training.settings import Settings, architecture_of
-from bmex_bids.training.stages import CONDITIONS
 from bmex_bids.training.validate import validate
 from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
 
 __all__ = ["Identity", "publish", "record_of_run"]
 
-AGES = {stage: (low, high) for stage, low, high in STAGES} | {"fetal": FETAL_AGES}
 MOST_POINTS = 50  # of a curve in models.json
 
 
@@ -132,46 +128,30 @@ def publish(
     Returns:
         The entries: one, or with a network of many conditions one for each contrast and stage.
     """
-    served = sorted({image["condition"] for image in run["Images"]})
     conditional = bool(architecture_of(settings).get("conditions"))
-    together = f"{'-'.join(identity.suffixes)}-{identity.stages[0]}"
-    first = _record(identity, served[0] if conditional else together, settings)
     best = work / BEST if (work / BEST).exists() else work / CHECKPOINT
-    record = export(best, replace(first, training=dict(run)), folder)
+    record = written(best, replace(_record(identity, settings), training=dict(run)), folder)
     held_out = sample_paths(work / "validation")
     found = validate(load_network(record), held_out, settings, compute)
-    training = {**record.training, "Validation": for_json(found)}
-    records = []
-    for condition in served if conditional else [together]:
-        named = _record(identity, condition, settings)
-        if conditional:
-            named = replace(
-                named,
-                architecture=record.architecture | {"condition": CONDITIONS.index(condition)},
-            )
-        else:
-            named = replace(named, architecture=record.architecture)
-        named = replace(
-            named, file=record.file, sha256=record.sha256, directory=folder, training=training
-        )
-        records.append(enter(replace(named, reference=_reference(named, identity, folder))))
-    stem = folder / record.name
-    draw_curves(work, Path(f"{stem}_curves.png"))
-    write_text(Path(f"{stem}_MODEL_CARD.md"), model_card(records, settings))
+    record = replace(record, training=record.training | {"Validation": for_json(found)})
+    served = sorted({image["condition"] for image in run["Images"]})
+    records = entries(record, served, identity.model_set) if conditional else [record]
+    records = [enter(replace(r, reference=_reference(r, identity, folder))) for r in records]
+    draw_curves(work, folder / f"{record.name}_curves.png")
+    write_text(folder / f"{record.name}_MODEL_CARD.md", model_card(records, settings))
     return records
 
 
-def _record(identity: Identity, condition: str, settings: Settings) -> ModelRecord:
-    stage = condition.rsplit("-", 1)[1]
-    suffixes = tuple(part for part in condition.split("-")[:-1])
-    low, high = AGES[stage]
+def _record(identity: Identity, settings: Settings) -> ModelRecord:
+    """The entry of the network as a whole, before its file is written."""
+    name = "-".join((identity.model_set, *identity.suffixes, *identity.stages))
     return ModelRecord(
-        name=f"{identity.model_set}-{condition}",
+        name=name,
         kind="enhance",
         set=identity.model_set,
-        suffixes=suffixes,
-        stage=stage,
-        ages_months=(low, high),
+        suffixes=identity.suffixes,
+        stage=identity.stages[0],
+        ages_months=AGES[identity.stages[0]],
         grid_mm=identity.grid_mm,
         architecture=architecture_of(settings),
         file="",

@@ -28,6 +28,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "tissue": {"widths": [24, 48, 72, 96], "thin": 0, "norm": "layer"},
         "enhance": {"widths": [32, 64, 128, 192, 256], "thin": 0, "norm": "layer"},
         "conditions": 16,  # of stages.CONDITIONS, which takes long to import
+        "classes": 5,
+        "reach": 2,
     },
     "brainmask": {
         "name": "UNet",
@@ -43,7 +45,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 NETWORK_HELP = """\
 The network, as `architecture` in models.json says it. Left out: the network of --start-from, else
 the one below, one pair for every stage and contrast. Its size is in `widths`; without `conditions`
-it is a pair of its own for one stage. The published pair, at its published size:
+it is a pair of its own for one stage. A fifth class is for lesions; `reach` bases the correction on
+the differences to neighbours so far away. The published pair, at its published size:
 name = "BMEXPair"
 width = 64"""
 
@@ -87,11 +90,11 @@ class Settings:
         "of the learning rate over the run: cosine (down to 0), constant, or tenth (a tenth of it "
         "after each fifth of the steps, as published)", ("cosine", "constant", "tenth"),
     )
-    warmup: int = _setting(200, "optimiser", "steps over which the learning rate rises at first")
+    warmup: int = _setting(100, "optimiser", "steps over which the learning rate rises at first")
     momentum: float = _setting(0.9, "optimiser", "of the gradient")
     momentum_of_squares: float = _setting(0.99, "optimiser", "of its square (adamw)")
     weight_decay: float = _setting(0.01, "optimiser", "pull of the weights towards 0")
-    clip: float = _setting(1.0, "optimiser", "greatest norm of the gradient; 0 for any")
+    clip: float = _setting(1.0, "optimiser", "greatest norm of each one's gradient; 0 for any")
     enhance_share: float = _setting(
         0.7, "optimiser", "the enhancer's learning rate over the classifier's"
     )
@@ -100,14 +103,20 @@ class Settings:
         "decay of the running average of the weights, which is what is validated and exported",
     )
     tissue_weight: float = _setting(1.0, "loss", "of the cross-entropy of the tissue classes")
-    enhance_weight: float = _setting(10.0, "loss", "of the enhanced image's error, three terms:")
-    absolute: float = _setting(1.0, "loss", "mean absolute error in the brain (median is 1)")
-    squared: float = _setting(2.0, "loss", "mean squared error")
-    gradient: float = _setting(0.5, "loss", "mean absolute error of the gradients")
+    enhance_weight: float = _setting(
+        1.0, "loss", "of the enhanced image's error in the brain, which is the sum of:"
+    )
+    log_squared: float = _setting(
+        1.0, "loss", "logarithm of each sample's mean squared error, by which a decibel counts the "
+        "same wherever it is gained",
+    )
+    absolute: float = _setting(0.0, "loss", "mean absolute error (the brain's median is 1)")
+    squared: float = _setting(0.0, "loss", "mean squared error")
+    gradient: float = _setting(0.0, "loss", "mean absolute error of the gradients")
     balance: float = _setting(
         0.04, "loss",
-        "a sample whose input has the mean absolute error e counts 2 b / (e + b) times, so that "
-        "the worst ones do not drown the rest; 0 for all alike",
+        "for the last three: a sample whose input has the mean absolute error e counts "
+        "2 b / (e + b) times, so that the worst ones do not drown the rest; 0 for all alike",
     )
     grid_mm: float = _setting(
         0.0, "data", "voxel side of the network's grid; 0 for that of --start-from, else 0.8 "
