@@ -49,7 +49,7 @@ MASK_COLOURS = {"brain mask": "#56B4E9", "grey matter": "#D55E00", "white matter
 LEVELS = 201  # of a map: odd, so that no change is exactly the middle
 LIGHT, DARK = "#F2F2F2", "#111111"  # ink on black and on white pictures
 WIDTH, GAP, HEADER, FOOTER = 1600, 4, 40, 44  # pixels
-QUALITY = 82  # of the JPEG files
+QUALITY = 80  # of the JPEG files
 MARGIN = 0.07  # of the brain's longest side: head shown around it
 # Axis cut, axes across and up, where to cut (share of the brain's extent), ends of the axis across.
 VIEWS = (
@@ -239,7 +239,7 @@ def draw_contours(
     page = _page(montage, picture, LIGHT, title)
     _footer(page, f"Window {window[0]:.4g} to {window[1]:.4g}", LIGHT)
     right = float(WIDTH - 8)
-    for name in reversed(masks):
+    for name in reversed(list(masks)):
         label, font = f"\N{BLACK SQUARE} {name}", _font(20, bold=True)
         style: dict[str, Any] = {"font": font, "fill": MASK_COLOURS[name], "anchor": "rm"}
         ImageDraw.Draw(page).text((right, HEADER / 2), label, **style)

@@ -39,7 +39,7 @@ PICTURES = {
     "histogram": ".svg",
 }
 OF_THE_RESULT = ("after", "residual", "uncertainty")
-GREY_BYTES = 2_600_000  # the sheets before and after together
+GREY_BYTES = 2_300_000  # the sheets before and after together
 SPREAD_UNIT = "standard deviation, common scale"
 
 
@@ -147,7 +147,7 @@ def _volumes(out: Path, job: Job, run: Run) -> _Volumes:
 
 def _read(path: Path) -> Array:
     """Read an image that this program wrote; its checks are done."""
-    return np.asarray(nib.load(path).dataobj, np.float32)
+    return np.asarray(nib.Nifti1Image.from_filename(str(path)).dataobj, np.float32)
 
 
 def _scale(data: Array, white: Mask, mask: Mask) -> tuple[float, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ def histogram_svg(
     axes = figure.add_subplot()
     edges = np.asarray(histograms["Edges"], float)
     top = _top(histograms)
-    for row, (name, colour, style) in enumerate(
+    for row, (name, colour, dashes) in enumerate(
         (("Reference", REFERENCE, ":"), ("Before", BEFORE, "--"), ("After", AFTER, "-"))
     ):
         if name not in histograms:
@@ -48,14 +48,15 @@ def histogram_svg(
         if name == "Reference":
             label = "Reference of the age stage"
             axes.stairs(density, edges, fill=True, color="#DDDDDD")
-        axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.8, label=label)
+        axes.stairs(density, edges, color=colour, linestyle=dashes, linewidth=1.8, label=label)
         for tissue in ("CSF", "GM", "WM"):
             median = metrics.get(f"Median{tissue}{name}")
             if median is not None and edges[0] <= median <= edges[-1]:
                 y = -0.055 * row * top
                 axes.plot(median, y, "|", color=colour, markersize=9, markeredgewidth=2.4)
-                place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
-                axes.annotate(tissue, (median, y), fontsize=7.5, color=colour, **place)
+                style: dict[str, Any] = {"fontsize": 7.5, "color": colour, "va": "center"}
+                style |= {"xytext": (4, 0), "textcoords": "offset points"}
+                axes.annotate(tissue, (median, y), **style)
     axes.set_xlabel("Intensity in the brain mask, common scale; ticks: medians of the tissues")
     axes.set_ylabel("Share of voxels per bin")
     axes.set_ylim(-0.15 * top, top)

@@ -163,12 +163,12 @@ def _measures(run: Run, cohort: Cohort) -> list[dict[str, Any]]:
     for row in rows if cohort.is_enough else ():
         lanes, words = [], []
         for name in row["names"]:
-            others, value = cohort.values.get(name), metrics.get(name)
-            if others is None or not finite(value):
+            if name not in cohort.values or not finite(metrics.get(name)):
                 continue
+            others, value = cohort.values[name], float(metrics[name])
             kind = next((k for k in ("before", "after") if name.endswith(k.capitalize())), "value")
-            lanes.append((kind, float(value), others))
-            rank = rank_words(float(value), others)
+            lanes.append((kind, value, others))
+            rank = rank_words(value, others)
             words.append(rank if kind == "value" else f"{kind} {rank}")
         row["rank"] = "; ".join(words)
         row["strip"] = strip_svg(lanes, f"{row['label']} among the other runs: {row['rank']}")

@@ -38,7 +38,7 @@ MOST_VOXELS = 8_000_000  # of a sheet; a finer image is shown on a coarser grid
 BLOCK = 16  # pixels; tiles start at multiples, so that compression mixes no two of them
 QUALITIES = (90, 85, 80, 75, 70, 60)  # of JPEG, the first that is small enough
 BRIGHTER, DARKER = (255, 86, 48), (64, 160, 255)
-RESIDUAL_LEVELS, UNCERTAINTY_LEVELS = 21, 17  # few, since every level costs bytes
+RESIDUAL_LEVELS, UNCERTAINTY_LEVELS = 15, 12  # few, since every level costs bytes
 
 
 @dataclass(frozen=True)

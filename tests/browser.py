@@ -95,20 +95,22 @@ class Tab:
         self.call("Emulation.setDeviceMetricsOverride", **sizes)
 
     def box(self, selector: str) -> dict[str, float]:
-        """Return x, y, width and height of an element on the page."""
+        """Return x, y, width and height of an element in the window."""
         script = f"""(() => {{ const b = document.querySelector({json.dumps(selector)})
-            .getBoundingClientRect(); return {{x: b.x + scrollX, y: b.y + scrollY,
-            width: b.width, height: b.height}} }})()"""
+            .getBoundingClientRect(); return {{x: b.x, y: b.y, width: b.width, height: b.height}}
+            }})()"""
         return dict(self.run(script))
 
     def picture(self, selector: str = "") -> np.ndarray:
-        """Return what an element (or the window) looks like: (height, width, 3) uint8."""
-        more: dict[str, Any] = {}
-        if selector:
-            more = {"clip": self.box(selector) | {"scale": 1}, "captureBeyondViewport": True}
-        answer = self.call("Page.captureScreenshot", format="png", **more)
+        """Return what the window, or an element inside it, looks like: (height, width, 3) uint8."""
+        answer = self.call("Page.captureScreenshot", format="png", optimizeForSpeed=True)
         with Pillow.open(io.BytesIO(base64.b64decode(answer["data"]))) as shot:
-            return np.asarray(shot.convert("RGB"))
+            pixels = np.asarray(shot.convert("RGB"))
+        if not selector:
+            return pixels
+        box = {key: round(value) for key, value in self.box(selector).items()}
+        assert box["x"] >= 0 and box["y"] >= 0, f"{selector} is not inside the window: {box}"
+        return pixels[box["y"] : box["y"] + box["height"], box["x"] : box["x"] + box["width"]]
 
     def _next(self) -> dict[str, Any]:
         """Return the next message; events are noted on the way."""
