@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from browser import Tab, browser, find_browser
@@ -28,8 +30,6 @@ FILTER = """(() => {{ const box = document.getElementById({0}); const start = pe
     box.value = {1}; box.dispatchEvent(new Event("input", {{bubbles: true}}));
     document.body.getBoundingClientRect(); return performance.now() - start; }})()"""
 PAINTED = "new Promise(r => requestAnimationFrame(() => setTimeout(r, 0)))"
-LOADED = """(() => { const t = performance.getEntriesByType("navigation")[0];
-    return {parsed: t.domInteractive, loaded: t.loadEventEnd}; })()"""
 
 
 def main() -> None:
@@ -49,14 +49,15 @@ def main() -> None:
 
 
 def measure_tables(out: Path) -> None:
-    """Print seconds, and the peak memory of this process and of all of its life."""
+    """Print seconds, and the peak memory of this process (of all of its life)."""
     from bmex_bids.group import group_report
 
     wall, processor = time.perf_counter(), time.process_time()
     group_report(out)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{out.name}: {wall:.1f} s ({processor:.1f} s of processor), peak {peak:.2f} GiB")
+    rows = (out / "group_T1w.tsv").read_text().count("\n") - 1
+    print(f"{rows} runs of {out.name}: {wall:.1f} s ({processor:.1f} s of processor), peak {peak:.2f} GiB")
 
 
 def measure_page(out: Path, temporary: Path) -> None:
@@ -70,23 +71,38 @@ def measure_page(out: Path, temporary: Path) -> None:
     page = group_report(out)[-1]
     with browser(executable, temporary / "profile") as tab:
         tab.size(1400, 900)
-        start = time.perf_counter()
+        start, used = time.perf_counter(), _processor(tab)
         tab.open(page)
-        opened = time.perf_counter() - start
-        inside = tab.run(LOADED)
+        opened, used_open = time.perf_counter() - start, _processor(tab) - used
         tab.run(DRAWN)
-        drawn = time.perf_counter() - start
+        drawn, used_all = time.perf_counter() - start, _processor(tab) - used
         size = page.stat().st_size / 2**20
-        print(f"{out.name}: page of {size:.1f} MiB opens in {opened:.2f} s (loaded "
-              f"{inside['loaded'] / 1000:.2f} s after navigation), all drawn after {drawn:.2f} s")
+        print(f"{out.name}: page of {size:.1f} MiB opens in {opened:.2f} s ({used_open:.2f} s of "
+              f"processor, all processes of the browser); all is drawn after {drawn:.2f} s "
+              f"({used_all:.2f} s of processor)")
         for name, box, words in (
             ("search", "filter-text", ['"sub-00"', '"thick"', '"hospital b"', '""']),
             ("site", "filter-site", ["document.getElementById('filter-site').options[3].value",
                                      '""']),
         ):
+            used = _processor(tab)
             times = [_filtered(tab, box, word) for word in words for _ in range(5)]
+            used = 1000 * (_processor(tab) - used) / len(times)
             print(f"{out.name}: filter by {name}: median {statistics.median(times):.0f} ms, "
-                  f"longest {max(times):.0f} ms")
+                  f"longest {max(times):.0f} ms ({used:.0f} ms of processor with the painting)")
+
+
+def _processor(tab: Tab) -> float:
+    """Return the seconds of processor that the browser has used so far."""
+    root = psutil.Process(tab.process.pid)
+    total = 0.0
+    for process in (root, *root.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
 
 
 def _filtered(tab: Tab, box: str, value: str) -> float:
@@ -98,7 +114,9 @@ def _filtered(tab: Tab, box: str, value: str) -> float:
 def _derivatives(folder: Path, count: int, sites: int) -> Path:
     out = folder / f"{count}-runs-{sites}-sites"
     if not out.exists():
-        write_group(out, count, sites)
+        begun = out.with_suffix(".begun")  # an interrupted start leaves no half of a group behind
+        write_group(begun, count, sites)
+        begun.rename(out)
     return out
 
 

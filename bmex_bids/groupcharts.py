@@ -95,8 +95,9 @@ def matrix_figures(found: Harmony, runs: Sequence[GroupRun]) -> dict[str, Figure
         layout = panels_of(470, ("Before", "After"), "", "")
         layout["coloraxis"] = {"colorscale": "Cividis", "cmin": 0, "cmax": highest or 1,
                                "colorbar": {"thickness": 12, "title": {"text": "distance"}}}
-        layout["xaxis"] |= ticks | {"tickangle": -35}
-        layout["xaxis2"] |= ticks | {"tickangle": -35}
+        below = ticks | {"tickangle": -35, "showticklabels": len(middles) <= 8}
+        layout["xaxis"] |= below
+        layout["xaxis2"] |= below
         layout["yaxis"] |= ticks | {"autorange": "reversed"}
         layout["yaxis2"] = {"matches": "y", "showticklabels": False, "anchor": "x2",
                             "autorange": "reversed"}
@@ -104,7 +105,7 @@ def matrix_figures(found: Harmony, runs: Sequence[GroupRun]) -> dict[str, Figure
             _separator(panel, float(end), len(chosen), upright)
             for panel in (1, 2) for end in ends for upright in (True, False)
         ]
-        layout["margin"] = {"t": 34, "r": 10, "b": 110, "l": 190}
+        layout["margin"] = {"t": 34, "r": 10, "b": 110 if len(middles) <= 8 else 30, "l": 190}
         figures[part] = {"data": traces, "layout": layout}
     return figures
 

@@ -71,7 +71,7 @@ def site_styles(runs: Sequence[GroupRun]) -> dict[str, dict[str, str]]:
     return {
         site: {
             "color": PALETTE[number % len(PALETTE)],
-            "symbol": SYMBOLS[(number + number // len(PALETTE)) % len(SYMBOLS)],
+            "symbol": SYMBOLS[number % len(SYMBOLS)],  # 8 and 7: the first 56 pairs differ
             "dash": DASHES[(number // len(PALETTE)) % len(DASHES)],
         }
         for number, site in enumerate(sites)

@@ -13,6 +13,7 @@ from synthetic_run import make_result
 
 from bmex_bids import bids, derivatives, grouphistograms, intensity, pipeline
 from bmex_bids.group import group_report
+from bmex_bids.groupdrawing import site_styles
 from bmex_bids.groupruns import collect
 from bmex_bids.grouptables import STATISTICS
 from bmex_bids.layout import InputError
@@ -124,7 +125,7 @@ def test_harmonisation_shows_in_the_numbers(sites: Path) -> None:
 
 def test_page_of_three_sites(sites: Path) -> None:
     text = (sites / "group.html").read_text()
-    page = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    page = re.sub(r"<script\b(?! type=\"application).*?</script>", "", text, flags=re.S)
     assert "http" not in page and "<odd>" not in page
     said = words(sites)
     assert "TCT is higher after enhancement in 49 of 49 runs" in said
@@ -147,6 +148,14 @@ def test_page_of_three_sites(sites: Path) -> None:
         assert (sites / link).is_file()
     for anchor in re.findall(r'href="#([^"]+)"', page):
         assert f'id="{anchor}"' in page
+
+
+def test_no_two_sites_look_the_same(tmp_path: Path) -> None:
+    for number in range(30):
+        write_run(tmp_path, number, number)
+    styles = site_styles(collect(tmp_path).runs["T1w"])
+    assert len({(style["color"], style["symbol"]) for style in styles.values()}) == 30
+    assert len({(style["color"], style["dash"]) for style in styles.values()}) == 30
 
 
 def test_sex_group_and_site_come_from_participants(tmp_path: Path) -> None:

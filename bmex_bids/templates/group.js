@@ -17,6 +17,15 @@
 
   const order = new Intl.Collator(undefined, { numeric: true });
 
+  const plotly = () => {
+    if (window.Plotly) return window.Plotly;
+    const program = document.createElement("script");
+    program.textContent = $("plotly").textContent;
+    document.head.append(program);
+    $("plotly").remove();
+    return window.Plotly;
+  };
+
   // ---- plots: one way to draw them all, in the reader's idle time, the first on screen first
   const AXIS = { automargin: true, gridcolor: "#e4e8eb", zeroline: false, linecolor: "#8a97a3", ticks: "outside", tickcolor: "#8a97a3", exponentformat: "power" };
   const layoutOf = (figure) => {
@@ -49,7 +58,7 @@
     const layout = layoutOf(figure), first = !canvas.classList.contains("js-plotly-plot");
     const config = { ...CONFIG, toImageButtonOptions: { format: "svg", filename: `bmex-${canvas.parentElement.dataset.figure || "explore"}` } };
     canvas.style.minHeight = `${layout.height}px`;
-    const drawn = Plotly.react(canvas, figure.data.map((t) => traceOf(t, layout)), layout, config);
+    const drawn = plotly().react(canvas, figure.data.map((t) => traceOf(t, layout)), layout, config);
     canvas.points = undefined;
     if (first) {
       canvas.on("plotly_click", (event) => open(event.points[0].customdata));
@@ -74,7 +83,7 @@
     event.preventDefault();
     canvas.at = (canvas.at + step + canvas.points.length) % canvas.points.length;
     const point = canvas.points[canvas.at], panel = canvas.data[point.curveNumber];
-    Plotly.Fx.hover(canvas, [{ curveNumber: point.curveNumber, pointNumber: point.pointNumber }], [(panel.xaxis || "x") + (panel.yaxis || "y")]);
+    plotly().Fx.hover(canvas, [{ curveNumber: point.curveNumber, pointNumber: point.pointNumber }], [(panel.xaxis || "x") + (panel.yaxis || "y")]);
     canvas.parentElement.querySelector(".said").textContent = `${runs.name[point.run]}, ${word("site", point.run)}: ${rounded(point.x)}, ${rounded(point.y)}`;
   };
   const waiting = [];
@@ -220,5 +229,5 @@
   });
   show();
   document.body.dataset.ready = "yes";
-  requestAnimationFrame(() => setTimeout(drawNext, 0));
+  requestAnimationFrame(() => setTimeout(() => { plotly(); setTimeout(drawNext, 0); }, 50));
 })();
