@@ -3,10 +3,10 @@
 The templates of the age stages come without labels. They get them in three steps (antspyx), and
 every result should be looked at:
 
-1. a mixture of three Gaussians (Atropos, doi:10.1007/s12021-011-9109-y) over the intensities of all
+1. a mixture of Gaussians (Atropos, doi:10.1007/s12021-011-9109-y) over the intensities of all
    aligned contrasts of a brain; which class is which tissue follows from the stage: in fetuses and
    newborns white matter is brighter than grey on T2w, later it is darker. Where the two cannot be
-   told apart by intensity alone (newborns, 6 months), they come from older brains by registration;
+   told apart by intensity alone (6 months), they come from older brains by registration;
 2. label maps of adults are registered to this first guess, not to intensities (SyN,
    doi:10.1016/j.media.2007.06.004), and vote for a structure;
 3. the mixture again, held by the smoothed vote, with a Markov random field.
@@ -34,7 +34,7 @@ __all__ = ["Brain", "first_guess", "label_brain", "main", "transferred"]
 Volume = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 CSF, GREY, WHITE = 1, 2, 3
-TRANSFERRED = ("0", "6")
+TRANSFERRED = ("6",)
 """Stages whose first guess comes from 9 and 12 months: a mixture alone does not find it."""
 
 
@@ -106,27 +106,28 @@ def _mixture(brain: Brain, start: str | list[Volume], mrf: float) -> Labels:
 
 
 def first_guess(brain: Brain) -> Labels:
-    """Tissue (x, y, z), 0 to 3, from intensities alone; not for 6 months."""
-    classes = _mixture(brain, "KMeans[3]", 0.1)
-    means = [
-        [float(np.median(image.numpy()[classes == c])) for c in (1, 2, 3)] for image in brain.images
-    ]
-    fluid = sum(
-        np.argsort(np.argsort(m)) * (1 if suffix == "T2w" else -1)
-        for m, suffix in zip(means, brain.suffixes, strict=True)
-    )
-    # for white matter the contrast that separates it at this age decides
-    bright = brain.stage in ("fetal", "0")
-    suffix = "T2w" if "T2w" in brain.suffixes and (bright or "T1w" not in brain.suffixes) else "T1w"
-    own = np.array(means[brain.suffixes.index(suffix)])
-    order = [int(np.argmax(fluid))]
-    rest = [c for c in range(3) if c != order[0]]
-    rest.sort(key=lambda c: own[c])
-    grey, white = rest if (suffix == "T2w") == bright else rest[::-1]
-    guess = np.zeros_like(classes)
-    guess[classes == order[0] + 1] = CSF
+    """Tissue (x, y, z), 0 to 3, from intensities alone; not for 6 months.
+
+    Fluid is what is brightest on T2w or darkest on T1w. Of the rest, white matter is what is
+    brighter on T2w in fetuses and newborns, and what is brighter on T1w or darker on T2w later.
+    Newborns get five classes, since their deep grey matter and myelinated white matter differ from
+    the rest of their tissue; all that is neither fluid nor bright counts as grey matter there.
+    """
+    count = 5 if brain.stage == "0" else 3
+    classes = _mixture(brain, f"KMeans[{count}]", 0.1)
+    early = brain.stage in ("fetal", "0")
+    suffix = "T2w" if "T2w" in brain.suffixes and (early or "T1w" not in brain.suffixes) else "T1w"
+    means = {
+        one: np.array([np.median(image.numpy()[classes == c + 1]) for c in range(count)])
+        for one, image in zip(brain.suffixes, brain.images, strict=True)
+    }
+    ranks = [m.argsort().argsort() * (1 if s == "T2w" else -1) for s, m in means.items()]
+    fluid = int(np.argmax(np.sum(ranks, axis=0)))
+    rest = sorted((c for c in range(count) if c != fluid), key=lambda c: means[suffix][c])
+    white = rest[-1] if (suffix == "T2w") == early else rest[0]
+    guess = np.where(brain.mask, GREY, 0).astype(np.uint8)
+    guess[classes == fluid + 1] = CSF
     guess[classes == white + 1] = WHITE
-    guess[classes == grey + 1] = GREY
     return guess
 
 
@@ -204,6 +205,10 @@ def label_brain(brain: Brain, guess: Labels, atlases: Sequence[Atlas]) -> tuple[
     like = brain.images[0]
     moved = _structures(guess, like, atlases)
     table = atlases[0].table
+    if brain.stage == "0":  # three classes would mix what five have told apart
+        deep = [np.isin(labels, _deep_white(table)) for labels in moved]
+        tissue = np.where(np.all(deep, axis=0) & (guess == GREY), WHITE, guess).astype(np.uint8)
+        return tissue, _agree(moved, tissue, table)
     tissues = [guess, guess, *(_tissue_of(table)[labels] for labels in moved)]
     prior = [
         ants.smooth_image(_as_image(np.mean([t == c for t in tissues], axis=0), like), 0.8).numpy()
@@ -212,6 +217,11 @@ def label_brain(brain: Brain, guess: Labels, atlases: Sequence[Atlas]) -> tuple[
     total = np.maximum(sum(prior), 1e-3)
     tissue = _mixture(brain, [p / total for p in prior], 0.15)
     return tissue, _agree(moved, tissue, table)
+
+
+def _deep_white(table: label_maps.LabelTable) -> list[int]:
+    """Labels of white matter that myelinates first, and is dark on T2w at birth."""
+    return [i for i, n in enumerate(table.names) if n.endswith(("brain-stem", "ventral DC"))]
 
 
 def _agree(moved: Sequence[Labels], tissue: Labels, table: label_maps.LabelTable) -> Labels:
