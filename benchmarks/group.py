@@ -57,7 +57,8 @@ def measure_tables(out: Path) -> None:
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows = (out / "group_T1w.tsv").read_text().count("\n") - 1
-    print(f"{rows} runs of {out.name}: {wall:.1f} s ({processor:.1f} s of processor), peak {peak:.2f} GiB")
+    print(f"{rows} runs of {out.name}: {wall:.1f} s ({processor:.1f} s of processor), "
+          f"peak {peak:.2f} GiB")
 
 
 def measure_page(out: Path, temporary: Path) -> None:
