@@ -179,8 +179,8 @@ def write_spaces(
         "Registration": {
             "Method": METHODS_TEXT[method],
             "Name": method,
-            "CorrelationBefore": round(warp.before, 6),
-            "CorrelationAfter": round(warp.after, 6),
+            "MutualInformationBefore": round(warp.before, 6),
+            "MutualInformationAfter": round(warp.after, 6),
         },
         "SourceSHA256": _digest(out, job),
         "Outputs": sorted(path.relative_to(out).as_posix() for path in written),
