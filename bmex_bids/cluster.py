@@ -95,7 +95,7 @@ def on_cluster(jobs: Iterable[Job], *, client: Client, options: Options) -> Outc
         client.cancel(list(futures))
 
 
-def _outcome(future: Future, job: Job, out: Path) -> Outcome:
+def _outcome(future: Future[Any], job: Job, out: Path) -> Outcome:
     """Return what became of a task; one that was lost is a failed run."""
     from distributed import KilledWorker
 

@@ -4,7 +4,9 @@
 Twenty with a participant each, then four with all participants, the same command four times. The
 outputs have to equal those of a single start byte for byte (all but logs/), every run has to be
 computed once and every shared file written once, and each start keeps a log and a saved
-configuration of its own. The networks and the pictures are quick pretenders, all else is real.
+configuration of its own. The report of a participant compares it with the others that are there
+when it is written; where they come one by one, --reports-only brings all reports to one state
+before they are compared. The networks and the pictures are quick pretenders, all else is real.
 
     python scripts/writers-test.py --writers 20 --same 4
 """
@@ -47,7 +49,7 @@ def problems(out: Path, reference: Path, codes: list[int], done: dict[str, int])
     found += [f"{name} was computed {count} times" for name, count in runs.items() if count != 1]
     found += [f"{name} was written {done[name]} times" for name in SHARED if done[name] != 1]
     for ending in ("log", "toml"):
-        count = len(list((out / "logs").glob(f"*.{ending}")))
+        count = len(list((out / "logs").glob(f"[0-9]*Z-*.{ending}")))
         if count != len(codes):
             found.append(f"{count} files .{ending} of {len(codes)} starts")
     return found
@@ -58,11 +60,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--writers", type=int, default=20, help="with a participant each")
     parser.add_argument("--same", type=int, default=4, help="with the same participants")
+    parser.add_argument("--keep", type=Path, help="make the outputs here and keep them")
     options = parser.parse_args()
     labels = [f"{number:02}" for number in range(1, options.writers + 1)]
     summary: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="writers-test-") as folder:
-        root = Path(folder)
+        root = options.keep or Path(folder)
         images = [f"sub-{label}_T1w" for label in labels]
         argv = crash_app.prepare(root, root / "one", images, real=False)
         together([argv], root / "record")
@@ -73,6 +76,8 @@ def main() -> int:
             out = root / name
             commands = [[command[0], str(out), *command[2:]] for command in commands]
             codes, done = together(commands, root / "record")
+            if name == "different":
+                codes += together([[argv[0], str(out), *argv[2:], "--reports-only"]], root / "x")[0]
             found = problems(out, root / "one", codes, done)
             files = len(crash_app.tree(out))
             summary[name] = {"starts": len(codes), "files": files, "problems": found}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import pty
@@ -43,7 +44,18 @@ def prepare(root: Path, out: Path, images: Sequence[str], *, real: bool) -> list
         make_models(root / "models", name="tiny", sha256=SHA)
         argv[argv.index("tiny")] = "test"
         _pretend()
+        _warm_up(argv, root / "warm")
     return argv
+
+
+def _warm_up(argv: list[str], out: Path) -> None:
+    """Run the app once here, so that what it loads and compiles is there in every fork."""
+    from bmex_bids.cli import main
+
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        if main([argv[0], str(out), *argv[2:]]):
+            raise SystemExit(f"the app does not run: {nowhere.getvalue()}")
 
 
 def begin(argv: Sequence[str], *, terminal: bool) -> tuple[int, int]:
