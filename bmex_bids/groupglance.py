@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bmex_bids.groupdrawing import CONDITION_NAMES, PART_NAMES
-from bmex_bids.groupharmony import CONDITIONS, FeatureShares, Harmony
+from bmex_bids.groupfeatures import FeatureShares
+from bmex_bids.groupharmony import CONDITIONS, Harmony
 from bmex_bids.groupruns import GroupRun
 from bmex_bids.measures import number_text
 

@@ -12,7 +12,7 @@ install() {
 # PyTorch comes first and as asked for: which build it is (CPU, CUDA) is no matter of the others.
 grep -v '^torch==' "$source/constraints.txt" >/tmp/constraints.txt
 install ${index:+--extra-index-url "$index"} "$torch"
-install "$source[validator,demo,spaces]"
+install "$source[validator,demo,spaces,combat]"
 rm /tmp/constraints.txt
 
 # What TemplateFlow would make in a home that may not be there, on its first import.

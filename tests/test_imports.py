@@ -23,7 +23,7 @@ LAYERS = (
     ("groupsections",),
     ("groupfigures", "groupcharts", "groupglance", "groupmeasures"),
     ("groupdrawing",),
-    ("groupharmony", "groupruns"),
+    ("groupharmony", "groupfeatures", "groupruns"),
     ("groupcombat", "groupclassifier", "grouphistograms", "groupstats"),
     ("cohort", "pictures", "sprites"),
     ("spacefiles",),
