@@ -176,7 +176,7 @@ def run_sidecars(out: Path, subject: str | None = None) -> list[Path]:
     for path in _anat_sidecars(out, subject):
         name = path.name
         if name.endswith(("_desc-enhanced_T1w.json", "_desc-enhanced_T2w.json")):
-            if "_res-" not in name:
+            if "_res-" not in name and "_space-" not in name:
                 found[name.replace("_desc-enhanced", "")] = path
         elif name.endswith(("_space-T1w_dseg.json", "_space-T2w_dseg.json")):
             stem, _, suffix = name.removesuffix("_dseg.json").rpartition("_space-")

@@ -30,6 +30,7 @@ METHODS = ("syn", "affine")
 GRID_MM = 2.0  # of the grid that everything is estimated on
 MARGIN_MM = 12.0  # of that grid around the fixed brain
 LEVELS = (100, 60, 30)  # iterations of SyN at a quarter, a half and all of the grid's resolution
+LEAST_GAIN = 0.9  # a little less than 1, for brains that lay together already
 LPS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -107,7 +108,7 @@ def register(fixed: Brain, moving: Brain, *, method: str = "syn") -> Warp:
         inverse.AddTransform(back)
     inverse.AddTransform(affine.GetInverse())
     after = _information(still, _on_grid(moving, grid, forward))
-    if not after >= before:
+    if not after >= LEAST_GAIN * before:
         raise RegistrationError(
             f"the brains are less alike than before (mutual information {before:.3f} nats, then "
             f"{after:.3f}); are mask and orientation of the image right?"
@@ -235,7 +236,10 @@ def _optimise(
     shrink: int,
     step: float,
 ) -> None:
-    """Improve the transform in place; ``step`` is about the shift of the first iteration in mm."""
+    """Improve the transform in place, or leave it where the end is worse than the start.
+
+    ``step`` is about the shift of the first iteration in mm.
+    """
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfThreads(1)  # the sums of several threads come in any order
     method.SetMetricAsMattesMutualInformation(32)
@@ -254,8 +258,12 @@ def _optimise(
     method.SetSmoothingSigmasPerLevel([0.5 * GRID_MM * shrink if shrink > 1 else 0.0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(transform, inPlace=True)
+    kept = transform.GetParameters()
     try:
+        before = method.MetricEvaluate(fixed, moving)
         method.Execute(fixed, moving)
+        if not method.MetricEvaluate(fixed, moving) <= before:  # the negative information
+            transform.SetParameters(kept)
     except RuntimeError as error:
         said = str(error).strip().splitlines()[-1]
         raise RegistrationError(
