@@ -41,7 +41,7 @@ class Journal:
         self._draw("train", row)
         done, clock = self.begun
         rate = (row["step"] - done) / max(time.monotonic() - clock, 1e-9)
-        told = {key: round(value, 5) for key, value in row.items()}
+        told = {key: round(value, 5) for key, value in row.items() if not math.isnan(value)}
         if self.bar.disable:
             left = _clock((steps - row["step"]) / rate)
             told |= {"per_second": float(f"{rate:.3g}")}
