@@ -1,4 +1,4 @@
-# make venv | test | lint | demo | container-test | crash-test | slurm-test | clean
+# make venv | test | lint | docs | demo | container-test | crash-test | slurm-test | clean
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 JOBS ?= 2
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: venv test lint demo container-test crash-test slurm-test clean
+.PHONY: venv test lint docs demo container-test crash-test slurm-test clean
 
 venv: $(READY)
 
@@ -23,6 +23,11 @@ test: venv
 lint: venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+# The documentation site; the tests build it too, without a network.
+docs: venv
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'open build/site/index.html'
 
 demo: venv
 	$(BIN)/python -m bmex_bids.evaluation.demo
