@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -158,11 +159,11 @@ def test_the_line_is_found_in_spite_of_noise_and_errors(noise: float) -> None:
     given[15:20, 15:20, 15:20] = 2000  # a tenth of a percent is wrong
     given = np.where(mask, given, 0).astype(np.float32)
     slope, offset = grids.match_scale(given, clean, mask, np.array([4.0, 4, 4]))
-    assert slope == pytest.approx(4, rel=0.05 if noise else 0.01)
-    assert offset == pytest.approx(-120, abs=30 if noise else 6)
+    assert slope == pytest.approx(4, rel=0.1 if noise else 0.01)
+    assert offset == pytest.approx(-120, abs=60 if noise else 6)
     # plain least squares would flatten the noisy one
     if noise:
-        plain = np.polyfit(given[mask], clean[mask], 1)[0]
+        plain = np.polyfit(*(v[mask].astype(float) for v in (given, clean)), 1)[0]
         assert plain < 3
 
 
@@ -282,6 +283,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+CHOSEN = ("PSNR", "SSIM", "TCT", "QI", "DiceGM")
+
+
 def table(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream, delimiter="\t"))
@@ -291,14 +295,13 @@ def test_a_study_from_end_to_end(study: Path, tmp_path: Path) -> None:
     code = evaluate_cli.main([
         str(study / "clean"), str(tmp_path), "-d", str(study / "masks"),
         "--result", f"input={study / 'noisy'}", f"calm={study / 'calm'},desc=denoised",
-        "--metrics", *MEASURES,
+        "--metrics", *CHOSEN,
     ])  # fmt: skip
     assert code == 0
     values = table(tmp_path / "metrics.tsv")
     # 5 people x 2 levels; input has no labels of its own and no QI
-    counts = {m: sum(row["metric"] == m for row in values) for m in MEASURES}
-    single = {"QI", *(name for name in MEASURES if name.startswith(("Dice", "Volume")))}
-    assert counts == {name: 10 if name in single else 20 for name in MEASURES}
+    counts = {m: sum(row["metric"] == m for row in values) for m in CHOSEN}
+    assert counts == {"PSNR": 20, "SSIM": 20, "TCT": 20, "QI": 10, "DiceGM": 10}
     assert {row["condition"] for row in values} == {"low", "high"}
     dice = {row["value"] for row in values if row["metric"] == "DiceGM"}
     assert dice == {"1"}
@@ -324,9 +327,29 @@ def test_a_study_from_end_to_end(study: Path, tmp_path: Path) -> None:
     assert {r["mask"] for r in images} == {"derivatives"}
     assert {round(float(r["slope"]), 1) for r in images if r["method"] == "calm"} <= {0.3, 0.4}
     page = (tmp_path / "index.html").read_text()
-    assert page.count("<svg") == len(MEASURES)
+    assert page.count("<svg") == len(CHOSEN)
     assert "data:image/png;base64," in page and "Holm" in page
     assert not re.findall(r'(?:src|href)="(?!#|data:|metrics|summary|images)[^"]*"', page)
+
+
+def test_every_measure_of_one_participant(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_cli, "render", lambda comparison: "")
+    code = evaluate_cli.main([
+        str(study / "clean"), str(tmp_path), "-d", str(study / "masks"),
+        "--result", f"input={study / 'noisy'}", f"calm={study / 'calm'}",
+        "--participant-label", "sub-1", "--metrics", *MEASURES,
+    ])  # fmt: skip
+    assert code == 0
+    values = table(tmp_path / "metrics.tsv")
+    counts = {m: sum(row["metric"] == m for row in values) for m in MEASURES}
+    single = {"QI", *(name for name in MEASURES if name.startswith(("Dice", "Volume")))}
+    assert counts == {name: 2 if name in single else 4 for name in MEASURES}
+    levels = json.loads((tmp_path / "metrics.json").read_text())["metric"]["Levels"]
+    assert set(levels) == set(MEASURES)
+    flat = {row["value"] for row in values if row["metric"].startswith("Volume")}
+    assert flat == {"0"}  # the same labels
 
 
 def test_without_matching_the_scale_counts(study: Path, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def _make(
 ) -> None:
     """Write one corrupted image and its sidecar; the sidecar comes last and makes it complete."""
     mask, origin, stripped = brain
-    clean = np.maximum(image.data, 0) / np.float32(scale)
+    clean = np.asarray(np.maximum(image.data, 0) / scale, np.float32)
     key = task.path.relative_to(task.root).as_posix()
     made, affine = corrupt(clean, image.affine, condition, task.setup, key)
     if stripped:  # corrupting spreads the brain beyond itself, so it is stripped again

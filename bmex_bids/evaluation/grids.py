@@ -103,7 +103,7 @@ def labels_onto(image: Image, reference: Image) -> npt.NDArray[np.uint8]:
     moved = affine_transform(
         np.rint(image.data), step[:3, :3], step[:3, 3], output_shape=reference.data.shape, order=0
     )
-    return moved.astype(np.uint8)
+    return np.asarray(moved, np.uint8)
 
 
 def match_scale(
@@ -111,9 +111,10 @@ def match_scale(
 ) -> tuple[float, float]:
     """The line that takes an image's intensities to those of a reference.
 
-    Both images are smoothed within the mask (6 mm), so that noise, which would flatten the line,
-    does not count; least squares, five times without the voxels whose residual is beyond 2.5 robust
-    standard deviations. Voxels that are exactly 0 in the image do not count.
+    Both images are smoothed within the mask (6 mm, at least 2.4 voxels at half maximum), so that
+    noise, which would flatten the line, does not count; least squares without voxels beyond 4
+    robust standard deviations of the image's intensity, and then five times without those whose
+    residual is beyond 2.5. Voxels that are exactly 0 in the image do not count.
 
     Args:
         volume: (x, y, z) on the grid of the reference.
@@ -130,28 +131,30 @@ def match_scale(
     inside = mask & (volume != 0)
     if np.count_nonzero(inside) < 100 or np.ptp(volume[inside]) == 0:
         raise ValueError("the image is empty or constant inside the mask of the reference")
-    sigma = [6.0 / 2.3548 / float(z) for z in zooms]
+    sigma = [max(6.0 / 2.3548 / float(z), 1.0) for z in zooms]
     weight = gaussian_filter(inside.astype(np.float32), sigma)[inside]
     x, y = (
         gaussian_filter(np.where(inside, v, 0).astype(np.float32), sigma)[inside] / weight
         for v in (volume, reference)
     )
     x, y = x.astype(np.float64), y.astype(np.float64)
-    kept = np.ones(x.shape, bool)
+    kept = _close(x, 4.0)  # something bright elsewhere must not draw the line towards it
     slope = offset = 0.0
     for _ in range(6):
         spread = float(x[kept].var())
         slope = float(((x[kept] - x[kept].mean()) * (y[kept] - y[kept].mean())).mean()) / spread
         offset = float(y[kept].mean()) - slope * float(x[kept].mean())
-        residual = y - slope * x - offset
-        middle = float(np.median(residual))
-        width = 1.4826 * float(np.median(np.abs(residual - middle)))
-        if width == 0:
-            break
-        kept = np.abs(residual - middle) <= 2.5 * width
+        kept = _close(y - slope * x - offset, 2.5)
     if not slope > 0:
         raise ValueError(
             "the image does not follow the reference (the fitted line falls); is it the same "
             "person, contrast and space?"
         )
     return slope, offset
+
+
+def _close(values: npt.NDArray[np.float64], limit: float) -> Mask:
+    """Which values lie within so many robust standard deviations (1.4826 MAD) of the median."""
+    distance = np.abs(values - np.median(values))
+    width = 1.4826 * float(np.median(distance))
+    return np.asarray(distance <= limit * width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +155,10 @@ def comparable(
     slope, offset = 1.0, 0.0
     if scale == "linear":
         slope, offset = match_scale(volume, reference.data, mask, reference.zooms)
-        volume = np.where(volume != 0, slope * volume + offset, 0).astype(np.float32)
+        # between a voxel that is 0, and stays so, and one that is not, the offset comes in by share
+        there = replace(image, data=(image.data != 0).astype(np.float32))
+        share = np.clip(onto_reference(there, reference), 0, 1)
+        volume = (slope * volume + offset * share).astype(np.float32)
     return volume, {"resampled": "no" if same else "yes", "slope": slope, "offset": offset}
 
 

@@ -6,8 +6,10 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bmex_bids import __version__
 from bmex_bids.evaluation.conditions import world_axis
@@ -134,7 +136,7 @@ def _shown(cell: Cell | None, best: str, metric: str) -> dict[str, str]:
     if cell.test is not None:
         t = cell.test
         text = (
-            f"{t.mean_difference:+.{digits}f} [{t.low:+.{digits}f}, {t.high:+.{digits}f}], "
+            f"{t.mean_difference:+.{digits}f} [{t.low:+.{digits}f}, {t.high:+.{digits}f}]\n"
             f"d {t.effect:.2f}, p {_p(cell.t_holm)}, n {t.n}"
         )
         better = MEASURES[metric].better
@@ -175,7 +177,7 @@ def _example(found: Comparison) -> dict[str, str] | None:
         line = np.flatnonzero(inside.any(1 - a))
         box[a] = slice(max(int(line[0]) - 3, 0), int(line[-1]) + 4)
 
-    def cut(volume: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def cut(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
         plane = np.transpose(volume, order)[..., place][box[0], box[1]]
         return np.flip(plane, tuple(a for a in range(2) if flips[a]))
 
