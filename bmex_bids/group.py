@@ -1,4 +1,7 @@
-"""All derivatives become group tables and one page; only sidecars are read, never a voxel."""
+"""All derivatives become group tables and one page, from the sidecars.
+
+Voxels are read only of the standard spaces, where there are any, for their mean images.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from bmex_bids.bids import write_json, write_text
 from bmex_bids.groupharmony import Harmony, harmony
 from bmex_bids.grouppage import ExtraSection, render_page
 from bmex_bids.groupruns import Collected, collect
+from bmex_bids.groupspaces import space_sections
 from bmex_bids.grouptables import (
     HARMONIZATION,
     dictionary,
@@ -54,7 +58,7 @@ def _extra_sections(out: Path) -> Sequence[ExtraSection]:
 
     They come on the page between the statistics and the table of runs.
     """
-    return ()
+    return space_sections(out)
 
 
 def _write_tables(

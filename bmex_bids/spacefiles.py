@@ -33,6 +33,7 @@ from bmex_bids.templatefiles import Template, find_template
 __all__ = [
     "missing_spaces",
     "remove_stale",
+    "result_digest",
     "space_marker",
     "space_markers",
     "space_path",
@@ -207,6 +208,11 @@ def remove_stale(out: Path, job: Job) -> None:
         marker.unlink(missing_ok=True)
 
 
+def result_digest(sidecar: Path) -> str:
+    """Return the SHA-256 of a run's main sidecar, which changes with its result; "" without one."""
+    return hashlib.sha256(sidecar.read_bytes()).hexdigest() if sidecar.exists() else ""
+
+
 def space_path(
     out: Path, job: Job, space: Space, res: str | None, *, desc: str, suffix: str | None = None
 ) -> Path:
@@ -345,9 +351,7 @@ def _template_uri(template: Template, path: Path) -> str:
 
 
 def _digest(out: Path, job: Job) -> str:
-    """Return the SHA-256 of the run's main sidecar, which changes with its result."""
-    path = marker_path(out, job, measure_only=False)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    return result_digest(marker_path(out, job, measure_only=False))
 
 
 def _json_of(path: Path) -> Path:

@@ -19,6 +19,7 @@ LAYERS = (
     ("start", "executor", "resources", "status"),
     ("jobs", "options"),
     ("plan", "pipeline", "report", "group"),
+    ("groupspaces",),
     ("grouppage", "grouptables"),
     ("groupsections",),
     ("groupfigures", "groupcharts", "groupglance", "groupmeasures"),
