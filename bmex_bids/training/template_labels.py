@@ -11,7 +11,7 @@ every result should be looked at:
    doi:10.1016/j.media.2007.06.004), and vote for a structure;
 3. the mixture again, held by the smoothed vote, with a Markov random field.
 
-Needs antspyx (``pip install bmex-bids[train]``).
+Needs antspyx (``pip install antspyx``), best in an environment of its own: it holds numpy back.
 """
 
 from __future__ import annotations
