@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -83,7 +82,7 @@ def real_brain(path: Path, condition: str, labels: Path | None) -> Brain:
     tissue = None
     found = labels / path.name.replace(".nii", "_dseg.nii") if labels is not None else None
     if found is not None and found.exists():
-        given = np.asarray(nib.load(found).dataobj)
+        given = load_image(found).data
         shares = [conform((given == c).astype(np.float32), grid, order=1) for c in range(4)]
         tissue = torch.from_numpy(np.argmax(shares, axis=0).astype(np.uint8))
 
