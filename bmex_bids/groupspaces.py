@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,8 @@ def spread_of(paths: Sequence[Path]) -> tuple[Spread, list[str]]:
     Returns:
         The spread, and the names of the images that were left out.
     """
-    mean = squares = cover = np.zeros((0, 0, 0), np.float64)
+    mean: npt.NDArray[np.float64] = np.zeros((0, 0, 0))
+    squares, cover = mean, mean
     affine, count, left_out = np.eye(4), 0, []
     for path in paths:
         try:
@@ -117,8 +118,9 @@ def spread_of(paths: Sequence[Path]) -> tuple[Spread, list[str]]:
         squares += off * (image.data - mean)
         cover += image.data > 0
     sd = np.sqrt(squares / max(count - 1, 1))
-    arrays = (array.astype(np.float32) for array in (mean, sd, cover / max(count, 1)))
-    return Spread(*arrays, affine, count), left_out
+    cover = cover / max(count, 1)
+    single = [array.astype(np.float32) for array in (mean, sd, cover)]
+    return Spread(single[0], single[1], single[2], affine, count), left_out
 
 
 def _spreads(pairs: Sequence[_Pair]) -> tuple[Spread, Spread, list[str]]:
@@ -167,28 +169,26 @@ def _rows(before: Spread, after: Spread) -> list[tuple[str, str, str]]:
     """Return numbers over the voxels that most brains cover: name, before, after."""
     inside = (before.cover >= SHARE) & (after.cover >= SHARE)
 
-    def both(name: str, measure: str) -> tuple[str, str, str]:
-        values = []
-        for spread in (before, after):
-            mean, sd = spread.mean[inside], spread.sd[inside]
-            value = {
-                "mean": np.median(mean),
-                "sd": np.median(sd),
-                "cv": 100 * np.median(sd / np.maximum(mean, 1e-6)),
-            }[measure]
-            values.append(f"{float(value):.4g}")
-        return name, values[0], values[1]
+    def middles(measure: Callable[[Array, Array], Array]) -> tuple[str, str]:
+        found = [measure(s.mean[inside], s.sd[inside]) for s in (before, after)]
+        texts = [f"{float(np.median(v)):.4g}" if v.size else "n/a" for v in found]
+        return texts[0], texts[1]
 
     return [
-        both("Mean over runs", "mean"),
-        both("Standard deviation between runs", "sd"),
-        both("Standard deviation in % of the mean", "cv"),
+        ("Mean over runs", *middles(lambda mean, sd: mean)),
+        ("Standard deviation between runs", *middles(lambda mean, sd: sd)),
+        (
+            "Standard deviation in % of the mean",
+            *middles(lambda mean, sd: np.asarray(100 * sd / np.maximum(mean, 1e-6), np.float32)),
+        ),
     ]
 
 
 def _picture(before: Spread, after: Spread) -> str:
     """Return the four volumes in three slices each as a data URL; one window for each row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     inside = (before.cover >= SHARE) & (after.cover >= SHARE)
@@ -197,19 +197,20 @@ def _picture(before: Spread, after: Spread) -> str:
     grid = figure.subplots(2, 6)
     for row, (name, colours) in enumerate((("Mean", "gray"), ("Standard deviation", "magma"))):
         volumes = [(s.mean if row == 0 else s.sd) for s in (before, after)]
-        values = np.concatenate([volume[inside] for volume in volumes] or [np.ones(1)])
+        values = np.concatenate([volume[inside] for volume in volumes])
         top = float(np.percentile(values, 99.5)) if values.size else 1.0
-        shown = None
+        norm = Normalize(0, top or 1.0)
         for column, (volume, spread) in enumerate(zip(volumes, (before, after), strict=True)):
             for axis, part in enumerate(_slices(volume, inside, spread.affine)):
                 axes = grid[row, 3 * column + axis]
-                shown = axes.imshow(part, cmap=colours, vmin=0, vmax=top or 1.0)
+                axes.imshow(part, cmap=colours, norm=norm)
                 axes.set_axis_off()
                 if axis == 1:
                     axes.set_title(
                         f"{name}, {'after' if column else 'before'}", color="white", fontsize=11
                     )
-        bar = figure.colorbar(shown, ax=list(grid[row]), fraction=0.02, pad=0.01)
+        scale = ScalarMappable(norm, colours)
+        bar = figure.colorbar(scale, ax=list(grid[row]), fraction=0.02, pad=0.01)
         bar.ax.tick_params(colors="white", labelsize=8)
     with io.BytesIO() as stream:
         figure.savefig(stream, format="png", dpi=100, metadata={"Software": None})

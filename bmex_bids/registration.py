@@ -202,12 +202,16 @@ def _smoothed(image: sitk.Image, millimetres: float) -> sitk.Image:
     finest = min(image.GetSpacing())
     if finest >= 0.9 * millimetres or min(image.GetSize()) < 4:
         return image
-    return sitk.SmoothingRecursiveGaussian(image, 0.4 * millimetres)
+    blurred: sitk.Image = sitk.SmoothingRecursiveGaussian(image, 0.4 * millimetres)
+    return blurred
 
 
 def _on_grid(brain: Brain, grid: sitk.Image, transform: sitk.Transform | None = None) -> sitk.Image:
     image = _smoothed(_to_itk(brain.data, brain.affine), GRID_MM)
-    return sitk.Resample(image, grid, transform or sitk.Transform(3, sitk.sitkIdentity))
+    made: sitk.Image = sitk.Resample(
+        image, grid, transform or sitk.Transform(3, sitk.sitkIdentity)
+    )
+    return made
 
 
 def _affine(
@@ -274,7 +278,6 @@ def _optimise(
 def _syn(fixed: sitk.Image, moving: sitk.Image) -> tuple[sitk.Transform, sitk.Transform]:
     """Displacement fields fixed -> moving and moving -> fixed of two images on one grid."""
 
-    from dipy.align import VerbosityLevels
     from dipy.align.imwarp import SymmetricDiffeomorphicRegistration
     from dipy.align.metrics import CCMetric
 
@@ -282,7 +285,7 @@ def _syn(fixed: sitk.Image, moving: sitk.Image) -> tuple[sitk.Transform, sitk.Tr
     optimiser = SymmetricDiffeomorphicRegistration(
         CCMetric(3, sigma_diff=2.0, radius=2), level_iters=list(LEVELS), step_length=0.25
     )
-    optimiser.verbosity = VerbosityLevels.NONE
+    optimiser.verbosity = 0  # of its levels the one that says nothing
     mapping = optimiser.optimize(still, other)
     return _field(mapping.get_forward_field(), fixed), _field(mapping.get_backward_field(), fixed)
 

@@ -155,7 +155,7 @@ def write_spaces(
         Brain(native.enhanced, native.affine),
         method=method,
     )
-    written = []
+    written: list[Path] = []
     for res in grids:
         tell(f"writing {template.space}")
         written += _write_images(out, job, template, native, warp, res)
