@@ -59,15 +59,13 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield False
         return
     ended = threading.Event()
-    toucher = threading.Thread(target=_touch, args=(handle, ended), daemon=True)
-    toucher.start()
     try:
+        threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
         yield True
-    finally:
-        ended.set()
-        toucher.join()
+    finally:  # nothing here waits, so that an interrupt hardly comes between
         path.unlink(missing_ok=True)
         os.close(handle)
+        ended.set()
 
 
 def is_claimed(path: Path) -> bool:
@@ -193,13 +191,13 @@ def _is_free(handle: int, path: Path, *, new: bool = False) -> bool:
     return abs(time.time() - mine.st_mtime) > DEAD_AFTER
 
 
-def _touch(handle: int, ended: threading.Event) -> None:
+def _touch(path: Path, ended: threading.Event) -> None:
     """Say that the holder lives, until it has ended."""
     while not ended.wait(TOUCHED_EVERY):
         try:
-            os.utime(handle)
+            os.utime(path)
         except OSError:
-            continue  # a server that is away for a moment
+            continue  # given up at this moment, or a server that is away
 
 
 def _machine() -> str:

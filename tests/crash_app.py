@@ -10,6 +10,7 @@ import pty
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -70,8 +71,12 @@ def begin(argv: Sequence[str], *, terminal: bool) -> tuple[int, int]:
             if not terminal:
                 for fd in (1, 2):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+            from tqdm import tqdm
+
             from bmex_bids.cli import main
 
+            # Else all forks share one lock across processes, and a killed one never gives it back.
+            tqdm.set_lock(threading.RLock())
             code = main(list(argv))
         except BaseException:
             traceback.print_exc()
