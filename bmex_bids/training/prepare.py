@@ -69,7 +69,8 @@ def prepare(scan: Scan, how: Preparation) -> dict[str, Tensor]:
     box = _box(mask, image.zooms)
     affine = image.affine.copy()
     affine[:3, 3] += image.affine[:3, :3] @ [cut.start for cut in box]
-    corrected: Array = volume[box] / intensity.bias_field(volume[box], mask[box], image.zooms)
+    bias = intensity.bias_field(volume[box], mask[box], image.zooms)
+    corrected = (volume[box] / bias).astype(np.float32)
     grid = model_grid(corrected.shape, affine, how.grid_mm, mask=mask[box], margin=how.around)
     inside = conform(mask[box].astype(np.float32), grid, order=1) > 0.5
     head = np.maximum(conform(corrected, grid), 0)
