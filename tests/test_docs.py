@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,6 +22,13 @@ socket.socket.connect = socket.getaddrinfo = refuse
 from mkdocs.__main__ import cli
 cli()
 """
+COMMANDS = {
+    "bmex": "bmex_bids.cli",
+    "bmex-weights": "bmex_bids.weights_cli",
+    "bmex-train": "bmex_bids.training.cli",
+    "bmex-degrade": "bmex_bids.evaluation.degrade_cli",
+    "bmex-evaluate": "bmex_bids.evaluation.evaluate_cli",
+}
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 
@@ -84,36 +90,26 @@ def test_parts_tables_and_formulas_are_in_their_pages(site: Path) -> None:
     assert "<math" in outputs and "arithmatex" not in outputs
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """Yield the name of each command and all of its help."""
-    for module, name in (
-        ("bmex_bids.cli", "bmex"),
-        ("bmex_bids.weights_cli", "bmex-weights"),
-        ("bmex_bids.training.cli", "bmex-train"),
-        ("bmex_bids.evaluation.degrade_cli", "bmex-degrade"),
-        ("bmex_bids.evaluation.evaluate_cli", "bmex-evaluate"),
-    ):
-        for extra in ([], ["import"]) if name == "bmex-weights" else ([],):
-            program = f"from {module} import main; main({[*extra, '--help']!r})"
-            done = subprocess.run(
-                [sys.executable, "-c", program], capture_output=True, text=True,
-                env=os.environ | {"COLUMNS": "200"}, check=True,
-            )  # fmt: skip
-            yield name, done.stdout
+def options_of(name: str, module: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """Return every option that the help of a command names."""
+    main = importlib.import_module(module).main
+    for words in ([], ["import"]) if name == "bmex-weights" else ([],):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+    return set(re.findall(r"--[a-z][\w-]+", capsys.readouterr().out))
 
 
-def test_options_in_the_pages_exist_and_those_of_the_app_are_explained() -> None:
-    helps = dict.fromkeys(("bmex",), "")
-    for name, text in commands():
-        helps[name] = helps.get(name, "") + text
-    known = {name: set(re.findall(r"--[a-z][\w-]+", text)) for name, text in helps.items()}
+def test_options_in_the_pages_exist_and_those_of_the_app_are_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    known = {name: options_of(name, module, capsys) for name, module in COMMANDS.items()}
     said: set[str] = set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in text.splitlines():
-            for name, rest in re.findall(r"(?:^|[\s`/])(bmex(?:-[a-z]+)?) ([^|#`]*)", line):
-                wrong = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", rest)) - known.get(name, set())
-                assert not wrong or name not in known, f"{page.name}: {name} has no {wrong}"
+        for name, rest in re.findall(r"(?:^|[\s`/])(bmex(?:-[a-z]+)?) ([^|#`\n]*)", text, re.M):
+            wrong = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", rest)) - known.get(name, set())
+            assert name not in known or not wrong, f"{page.name}: {name} has no {wrong}"
         said |= set(re.findall(r"--[a-z][\w-]+", text))
-    aliases = {o for o in known["bmex"] if "_" in o} | {"--help", "--version", "--session-id"}
+    aliases = {option for option in known["bmex"] if "_" in option} | {"--help", "--session-id"}
     assert known["bmex"] - aliases <= said
