@@ -26,8 +26,7 @@ lint: venv
 
 # The documentation site; the tests build it too, without a network.
 docs: venv
-	$(BIN)/python -m mkdocs build --strict --quiet
-	@echo 'open build/site/index.html'
+	$(BIN)/python -m mkdocs build --strict # --quiet would hide its warnings from --strict
 
 demo: venv
 	$(BIN)/python -m bmex_bids.evaluation.demo
