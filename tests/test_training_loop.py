@@ -89,13 +89,14 @@ def test_a_killed_run_goes_on_exactly(
 ) -> None:
     """BMEXPair has dropout, so that the layers' own random numbers have to go on, too."""
     chosen = settings(network)
-    whole = loop.train(chosen, pool, tmp_path / "a", validation=held)
+    watched = None if network == "published" else held  # which would take long
+    whole = loop.train(chosen, pool, tmp_path / "a", validation=watched)
     with monkeypatch.context() as patched:
         killed_at(4, patched)
         with pytest.raises(Killed):
-            loop.train(chosen, pool, tmp_path / "b", validation=held)
+            loop.train(chosen, pool, tmp_path / "b", validation=watched)
     torch.rand(3)  # whatever happened in between
-    resumed = loop.train(chosen, pool, tmp_path / "b", validation=held)
+    resumed = loop.train(chosen, pool, tmp_path / "b", validation=watched)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
     for table in ("log.csv", "validation.csv"):
@@ -104,6 +105,8 @@ def test_a_killed_run_goes_on_exactly(
         for one, two in zip(first, second, strict=True):
             for key in set(one) - {"seconds"}:
                 assert two[key] == pytest.approx(one[key], nan_ok=True, abs=0, rel=0), key
+    if watched is None:
+        return
     best = [torch.load(tmp_path / f / "best.pt", weights_only=True) for f in "ab"]
     assert best[0]["step"] == best[1]["step"]
     assert best[0]["validation"]["loss"] == best[1]["validation"]["loss"]
@@ -158,11 +161,11 @@ def test_patch_has_to_fit_the_network(tmp_path: Path, pool: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "steps", "given"),
     [
-        ("pair", 30, {"rate": 1e-2}),
-        ("pair", 30, {"optimiser": "sgd", "rate": 0.02, "schedule": "tenth", "weight_decay": 0.0}),
-        ("conditional", 30, {"rate": 1e-2, "precision": "bfloat16", "schedule": "constant"}),
+        ("pair", 16, {"rate": 1e-2}),
+        ("pair", 16, {"optimiser": "sgd", "rate": 0.02, "schedule": "tenth", "weight_decay": 0.0}),
+        ("conditional", 16, {"rate": 1e-2, "precision": "bfloat16", "schedule": "constant"}),
         ("published", 8, {"rate": 1e-2}),
-        ("mask", 30, {"rate": 1e-2}),
+        ("mask", 16, {"rate": 1e-2}),
     ],
 )
 def test_training_learns(
