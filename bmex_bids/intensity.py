@@ -101,22 +101,26 @@ def _sitk(array: npt.NDArray[np.generic], zooms: npt.NDArray[np.float64]) -> sit
     return image
 
 
-def tissue_medians(volume: Array, probabilities: Array, *, sure: float = 0.8) -> dict[str, float]:
-    """Median intensity of the voxels that surely belong to each tissue.
+def tissue_medians(volume: Array, probabilities: Array) -> dict[str, float]:
+    """Median intensity of the voxels that belong to each tissue as surely as can be had.
+
+    A voxel counts from a probability of 0.8; where a tissue has fewer than 50 such voxels (its
+    contrast is low in infants), from 0.65, else from 0.5.
 
     Args:
         volume: (x, y, z).
         probabilities: (3, x, y, z) of CSF, GM, WM.
-        sure: least probability of a voxel that counts.
 
     Returns:
-        ``CSF``, ``GM`` and ``WM``; tissues with fewer than 50 such voxels are left out.
+        ``CSF``, ``GM`` and ``WM``; tissues without 50 voxels at any of these are left out.
     """
     medians = {}
     for name, share in zip(("CSF", "GM", "WM"), probabilities, strict=True):
-        chosen = volume[share > sure]
-        if chosen.size >= 50:
-            medians[name] = float(np.median(chosen))
+        for sure in (0.8, 0.65, 0.5):
+            chosen = volume[share > sure]
+            if chosen.size >= 50:
+                medians[name] = float(np.median(chosen))
+                break
     return medians
 
 

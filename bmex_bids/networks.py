@@ -190,6 +190,7 @@ class TissueGuidedUNet(nn.Module):
         condition: the one that an image has when the call does not say.
         classes: tissue classes including background; a fifth one is for lesions.
         reach: voxels that the local differences reach to each side; 0 for none.
+        residual: predict the difference between the clean and the given image, or the clean image.
     """
 
     def __init__(
@@ -200,9 +201,10 @@ class TissueGuidedUNet(nn.Module):
         condition: int = 0,
         classes: int = len(TISSUES),
         reach: int = 0,
+        residual: bool = True,
     ):
         super().__init__()
-        self.reach = reach
+        self.reach, self.residual = reach, residual
         self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
         self.enhance = UNet(
             1 + classes, 1 + 3 * reach, conditions=conditions, **enhance  # type: ignore[arg-type]
@@ -228,7 +230,7 @@ class TissueGuidedUNet(nn.Module):
             weights = change[:, 1:]
             local = local_differences(x.to(change.dtype), self.reach)
             change = change[:, :1] + (weights * local).sum(1, keepdim=True)
-        return scores, x + change
+        return scores, x + change if self.residual else change
 
 
 class DUNet(nn.Module):

@@ -288,11 +288,11 @@ def _anchors(
     restored: Array, probabilities: Array, record: ModelRecord
 ) -> list[tuple[float, float]]:
     """Points of the map from the image's intensities to the common scale."""
-    reference = (record.reference or {}).get("TissueMeans")
+    reference = (record.reference or {}).get("TissueMeans", {})
     found = intensity.tissue_medians(restored, probabilities)
-    if not reference or not found:
-        median = float(np.median(restored[restored > 0]))
-        return [(0.0, 0.0), (median, 300.0 if not reference else float(reference["GM"]))]
+    if not set(reference) & set(found):
+        wanted = float((record.reference or {}).get("Median", 300.0))
+        return [(0.0, 0.0), (float(np.median(restored[restored > 0])), wanted)]
     return intensity.anchors_to_reference(found, reference)
 
 

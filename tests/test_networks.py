@@ -296,3 +296,15 @@ def test_a_pair_with_conditions_tells_them_apart() -> None:
         torch.testing.assert_close(pair(x, torch.tensor([2, 0]))[0][0], own[0])
         torch.testing.assert_close(pair(x, torch.tensor([2, 0]))[0][1], plain[1])
         assert not torch.allclose(own, plain)
+
+
+def test_without_residual_the_image_itself_is_predicted() -> None:
+    part = {"widths": [4, 6], "thin": 0, "norm": "layer"}
+    x = torch.rand(1, 1, 16, 16, 16)
+    found = []
+    for residual in (True, False):
+        torch.manual_seed(1)
+        pair = TissueGuidedUNet(part, part, reach=1, residual=residual).eval()
+        with torch.inference_mode():
+            found.append(pair(x)[1])
+    torch.testing.assert_close(found[0], x + found[1])
