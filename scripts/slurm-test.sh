@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Starts a SLURM of one node on this machine and runs the app in it: by --executor slurm, and by the
 # array script of docs/hpc.md; the outputs have to equal those of a run without SLURM byte for byte.
+# The node claims two processors, so that two jobs run at the same time.
 # Needs root, slurm-wlm and munge (Debian: apt-get install slurm-wlm munge). All daemons are ended.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,10 +49,11 @@ SlurmdPidFile=$work/slurmd.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
+SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 JobAcctGatherType=jobacct_gather/none
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=8192 State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=8192 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 export SLURM_CONF=$work/slurm.conf

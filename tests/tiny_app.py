@@ -52,7 +52,9 @@ def tiny_models(folder: Path) -> Path:
     """
     bundled = Path(__file__).parents[1] / "data" / "models"
     listed = json.loads((bundled / "models.json").read_text())
-    model = next(m for m in listed["models"] if m["kind"] == "enhance" and m["stage"] == "24")
+    wanted = ("enhance", "24")
+    found = (m for m in listed["models"] if (m["kind"], m["stage"]) == wanted)
+    model = next(m for m in found if "T1w" in m["suffixes"])
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(bundled / model["file"], folder / Path(model["file"]).name)
     model |= {"name": "tiny", "set": "tiny", "grid_mm": GRID_MM, "file": Path(model["file"]).name}
