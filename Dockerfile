@@ -1,7 +1,7 @@
 # bmex as a container.
 #
 #   docker build -t bmex .
-#   docker run --rm -u "$(id -u)" -v DATA:/bids:ro -v OUT:/out bmex /bids /out participant
+#   docker run --rm -u "$(id -u):$(id -g)" -v DATA:/bids:ro -v OUT:/out bmex /bids /out participant
 #
 # It needs no network, no home and no writable root file system, only /out (and /tmp).
 # For another build of PyTorch give its requirement and the index of its wheels (see pytorch.org):

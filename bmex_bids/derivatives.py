@@ -51,8 +51,8 @@ class Result:
         uncertainty: (x, y, z) float32 standard deviation, common scale; None if not wanted.
         lesions: (x, y, z) float32 probability; None if not wanted or not known to the network.
         metrics: measures by name, e.g. ``TCTBefore``.
-        histograms: ``Edges`` (n + 1) and the densities ``Before``, ``After``, ``Reference`` (n), and
-            those of the tissues, ``BeforeGM`` and so on.
+        histograms: ``Edges`` (n + 1) and the densities ``Before``, ``After``, ``Reference`` (n),
+            and those of the tissues, ``BeforeGM`` and so on.
         flags: warnings in plain words.
         provenance: what goes into every sidecar as it is.
         seconds: of each step; not written, so that the same input gives the same bytes.

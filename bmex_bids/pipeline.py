@@ -374,7 +374,7 @@ def _histograms(
 def _tissue_histograms(
     before: Array, enhanced: Array, labels: npt.NDArray[np.uint8]
 ) -> dict[str, list[float]]:
-    """``BeforeGM``, ``AfterWM`` ...: histograms of each tissue that is there, for the group level."""
+    """``BeforeGM``, ``AfterWM`` ...: histograms of the tissues there are, for the group level."""
     return {
         f"{when}{name}": [round(float(v), 7) for v in intensity.histogram(volume, labels == tissue)]
         for when, volume in (("Before", before), ("After", enhanced))

@@ -67,7 +67,7 @@ chmod 777 "$work/bids" "$work/out"
 
 # In the container as built: any user id, a home that is not there, no network.
 inside() {
-    unshare --net buildah "${store[@]}" run --user 1234:1234 --env HOME=/nonexistent \
+    unshare --net buildah "${store[@]}" run --user 12345:12345 --env HOME=/nonexistent \
         --volume "$work/bids:/bids" --volume "$work/out:/out" "$container" -- "$@"
 }
 
@@ -83,7 +83,7 @@ read_only() {
         mount -t tmpfs tmpfs "$work/root/tmp" && mount -t proc proc "$work/root/proc"
         mount --rbind /dev "$work/root/dev"
         mount -o remount,bind,ro "$work/root"
-        exec chroot --userspec=1234:1234 "$work/root" env -i "$@"
+        exec chroot --userspec=12345:12345 "$work/root" env -i "$@"
     ' _ "$root" "$work" "${environment[@]}" HOME=/nonexistent "$@"
 }
 
@@ -94,6 +94,14 @@ for conditions in inside read_only; do
     "$conditions" bmex --version
     "$conditions" bmex-weights list
 done
+
+say "a GPU that is not there"
+if inside bmex /bids /out participant --device cuda >"$work/cuda.txt" 2>&1; then
+    echo "--device cuda succeeded without a GPU" >&2; exit 1
+fi
+cat "$work/cuda.txt"
+grep -qi cuda "$work/cuda.txt"
+if grep -q Traceback "$work/cuda.txt"; then exit 1; fi
 
 say "dataset"
 inside python -c '
