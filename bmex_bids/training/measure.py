@@ -12,11 +12,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from bmex_bids.image import load_image
 from bmex_bids.training import labels as label_maps
 from bmex_bids.training.stages import CONDITIONS, structure
 
@@ -83,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if condition not in CONDITIONS:
             parser.error(f"{argument}: expected CONDITION=IMAGE, one of {', '.join(CONDITIONS)}")
         path = Path(name)
-        image = np.asarray(nib.load(path).dataobj, np.float32)
+        image = load_image(path).data
         tissue, structures = (
-            np.asarray(nib.load(args.labels / path.name.replace(".nii", f"_{kind}.nii")).dataobj)
+            load_image(args.labels / path.name.replace(".nii", f"_{kind}.nii")).data
             for kind in ("dseg", "structures")
         )
         table[condition] = structure_statistics(
