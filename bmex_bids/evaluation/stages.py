@@ -208,13 +208,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in rows_of(brain, record, compute, number=number, peers=args.peers):
                 rows.append(row)
                 print(*(row[k] for k in ("model", "image", "case", "method")), flush=True)
+            if args.save is not None:
+                _save(rows, args.save)
     print("\n" + summary(rows))
-    if args.save is not None:
-        with open(args.save, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t")
-            writer.writeheader()
-            writer.writerows(rows)
     return 0
+
+
+def _save(rows: Sequence[dict[str, object]], path: Path) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":
