@@ -47,6 +47,7 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
         Whether it is held now; False when another process holds it. A folder that takes no file
         (no space, no permission) grants every claim, as what is written next will say it better.
     """
+    ended = threading.Event()
     try:
         handle = _take(path)
         while handle is None and wait:
@@ -58,7 +59,6 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
     if handle is None:
         yield False
         return
-    ended = threading.Event()
     try:
         threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
         yield True
@@ -159,8 +159,10 @@ def _take(path: Path) -> int | None:
             _leave_trace(path)
         os.ftruncate(handle, 0)
         os.write(handle, _machine().encode())
-    except OSError:
+    except BaseException:  # an interrupt too
         os.close(handle)
+        if new:
+            path.unlink(missing_ok=True)
         raise
     return handle
 
