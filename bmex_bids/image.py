@@ -54,13 +54,14 @@ class Image:
         return zooms
 
 
-def load_image(path: Path) -> Image:
+def load_image(path: Path, *, most_bytes: int | None = None) -> Image:
     """Load a NIfTI image, repairing what can be repaired and refusing the rest.
 
     No more is read into memory than the file holds, whatever its header claims.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
+        most_bytes: what reading it may take; None for no limit.
 
     Returns:
         The image; ``notes`` names every repair.
@@ -73,10 +74,10 @@ def load_image(path: Path) -> Image:
     """
     try:
         _check_file(path)
-        file = nib.load(path)
+        file = nib.load(path, mmap=False)  # a mapped file that shrinks would end the process
         if not isinstance(file, nib.Nifti1Image):
             raise ImageError(f"{path.name}: not a NIfTI image")
-        shape = _check_shape(path, file)
+        shape = _check_shape(path, file, most_bytes)
         affine, notes = _check_affine(path, file)
         data = _voxels(path, file, shape)
     except (ImageError, MemoryError):
@@ -139,10 +140,13 @@ def _voxels(
         raise ImageError(f"{path.name}: voxels of type {kind}; expected real numbers")
     with np.errstate(over="ignore", invalid="ignore"):
         # Asked for float32, nibabel scales in float32 where that is exact enough.
-        return np.array(np.asarray(file.dataobj, np.float32).reshape(shape))
+        data = np.asarray(file.dataobj, np.float32)
+        return np.require(data.reshape(shape), np.float32, "W")
 
 
-def _check_shape(path: Path, file: nib.Nifti1Image) -> tuple[int, int, int]:
+def _check_shape(
+    path: Path, file: nib.Nifti1Image, most_bytes: int | None
+) -> tuple[int, int, int]:
     shape = tuple(int(n) for n in file.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -159,6 +163,12 @@ def _check_shape(path: Path, file: nib.Nifti1Image) -> tuple[int, int, int]:
         raise ImageError(
             f"{path.name}: damaged or truncated file (the header claims {needed:,} bytes of "
             f"voxels, the file has {path.stat().st_size:,}); copy or convert it again"
+        )
+    taken = needed + 4 * int(np.prod(shape, dtype=np.int64))
+    if most_bytes is not None and taken > most_bytes:
+        raise MemoryError(
+            f"{path.name}: {' x '.join(map(str, shape))} voxels take {taken / 2**30:.1f} GiB to "
+            f"read, {most_bytes / 2**30:.1f} GiB are there for it"
         )
     if path.suffix == ".gz":
         _check_sum(path, needed + int(file.header["vox_offset"]))
@@ -277,7 +287,7 @@ def _write(path: Path, file: nib.Nifti1Image) -> None:
     try:
         # mtime=0: the same voxels give the same bytes
         with open(temporary, "wb") as raw, gzip.GzipFile("", "wb", 4, raw, mtime=0) as stream:
-            stream.write(file.to_bytes())
+            file.to_stream(stream)  # in pieces, unlike to_bytes
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bmex_bids.networks import TISSUES
+from bmex_bids.tiles import NoTileError, ramps, tile_shape
 
 __all__ = ["Compute", "enhance_volume", "mask_volume", "resolve", "three_tissues"]
 
@@ -28,7 +32,12 @@ FLIPS: tuple[tuple[int, ...], ...] = (
     (), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2),
 )  # fmt: skip
 
+# How PyTorch says it on a CPU, in its own words and in those of oneDNN and of C++.
+OUT_OF_MEMORY = re.compile(r"allocate memory|out[ _]of[ _]memory|bad_alloc", re.IGNORECASE)
+FREE_SHARE = 0.9  # of a GPU's free memory that one forward pass may take
+
 Progress = Callable[[int, int], None]
+Warn = Callable[[str], None]
 Volume = npt.NDArray[np.float32]
 Forward = Callable[[Tensor], Tensor]
 
@@ -40,7 +49,8 @@ class Compute:
     Attributes:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:n"``.
         precision: ``"float32"`` or ``"bfloat16"`` (of the convolutions).
-        max_bytes: what one forward pass may hold; None for no limit.
+        max_bytes: what one forward pass may hold in main memory; None for no limit. A GPU's limit
+            is its free memory.
     """
 
     device: str
@@ -91,6 +101,10 @@ def _has_bfloat16(kind: str) -> bool:
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
+def _say(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
 def enhance_volume(
     network: nn.Module,
     volume: Volume,
@@ -100,6 +114,7 @@ def enhance_volume(
     overlap: int = OVERLAP,
     flips: bool = False,
     progress: Progress | None = None,
+    warn: Warn = _say,
 ) -> tuple[Volume, Volume, Volume | None]:
     """Classify the tissues of a brain and enhance it, in one pass.
 
@@ -112,6 +127,7 @@ def enhance_volume(
         overlap: voxels that neighbouring tiles share; the middle half of them is blended.
         flips: average over the 8 mirror images of the volume.
         progress: called with (steps done, steps in all).
+        warn: told when the GPU's memory is too small, so that the CPU computes.
 
     Returns:
         Probabilities (4, x, y, z) of background, CSF, GM, WM, summing to one, and of lesions as a
@@ -133,7 +149,10 @@ def enhance_volume(
     for count, axes in enumerate(passes, 1):
         flipped = np.flip(volume, axes)
         steps = None if progress is None else _part(progress, count - 1, len(passes))
-        out = _run(network, forward, flipped, compute, limit=tile, overlap=overlap, progress=steps)
+        out, compute = _run(
+            network, forward, flipped, compute, limit=tile, overlap=overlap, progress=steps,
+            warn=warn,
+        )
         out = np.flip(out, tuple(axis + 1 for axis in axes))
         change = out - mean  # Welford's running mean and variance
         mean = mean + change / np.float32(count)
@@ -175,7 +194,7 @@ def mask_volume(network: nn.Module, volume: Volume, compute: Compute) -> Volume:
             return scores.sigmoid()
         return scores.softmax(1)[:, scores.shape[1] // 2 :].sum(1, keepdim=True)
 
-    probability: Volume = _run(network, forward, volume, compute)[0]
+    probability: Volume = _run(network, forward, volume, compute)[0][0]
     return probability
 
 
@@ -193,66 +212,96 @@ def _run(
     limit: int | None = None,
     overlap: int = OVERLAP,
     progress: Progress | None = None,
+    warn: Warn = _say,
+) -> tuple[Volume, Compute]:
+    """``forward`` over (x, y, z), in tiles of at most ``limit`` a side -> (c, x, y, z).
+
+    Where a GPU has no memory for the smallest tile, the CPU computes; the second value says what
+    did.
+    """
+    fitted = partial(
+        _fitted, network, forward, volume, limit=limit, overlap=overlap, progress=progress
+    )
+    if compute.device == "cpu":
+        return fitted(compute), compute
+    try:
+        return fitted(compute), compute
+    except MemoryError:
+        pass  # and the memory that the error holds on to is free
+    lower = compute.precision == "bfloat16" and _has_bfloat16("cpu")
+    slower = replace(compute, device="cpu", precision="bfloat16" if lower else "float32")
+    warn(
+        f"{compute.device} has too little free memory even for small tiles; computed on the CPU "
+        f"in {slower.precision}, which takes longer"
+    )
+    return fitted(slower), slower
+
+
+def _fitted(
+    network: nn.Module,
+    forward: Forward,
+    volume: Volume,
+    compute: Compute,
+    *,
+    limit: int | None,
+    overlap: int,
+    progress: Progress | None,
 ) -> Volume:
-    """``forward`` over (x, y, z), in tiles of at most ``limit`` a side -> (c, x, y, z)."""
+    """``forward`` on one device, in tiles that get smaller until they fit.
+
+    Raises:
+        MemoryError: not even the smallest tile fits.
+    """
     multiple = int(cast(int, network.multiple))
     overlap = -(-overlap // multiple) * multiple
     padded = np.pad(volume, [(0, -n % multiple) for n in volume.shape])
     x = torch.from_numpy(padded.astype(np.float32, copy=False))
-    network.to(compute.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    most = _most_voxels(network, x.numel(), compute)
+    tile: tuple[int, int, int] | None = None
     while True:
-        tile = _tile_shape(x.shape, most, limit, multiple=multiple, overlap=overlap)
         try:
+            if tile is None:
+                network.to(compute.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            most = math.prod(tile) // 2 if tile else _most_voxels(network, x.numel(), compute)
+            tile = tile_shape(x.shape, most, limit, multiple=multiple, overlap=overlap)
             out = _tiles(
                 forward, x, tile, compute, overlap=overlap, multiple=multiple, progress=progress
             )
             return out[:, : volume.shape[0], : volume.shape[1], : volume.shape[2]].numpy()
-        except RuntimeError as error:  # the estimate was too low, or others use the device
+        except NoTileError:
+            raise
+        except (RuntimeError, MemoryError) as error:  # the estimate was too low, or others use it
             if not _is_out_of_memory(error):
                 raise
+            problem = str(error)
+        if tile is None:
+            raise MemoryError(f"the network itself does not fit into the memory ({problem})")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        most = math.prod(tile) // 2
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _room(compute: Compute) -> int | None:
+    """Bytes that one forward pass may hold on its device; None for no limit."""
+    if compute.device == "cpu":
+        return compute.max_bytes
+    free, _ = torch.cuda.mem_get_info(compute.device)
+    return int(FREE_SHARE * free)
 
 
 def _most_voxels(network: nn.Module, voxels: int, compute: Compute) -> int:
     """How many voxels one forward pass may have within the memory limit."""
-    if compute.max_bytes is None:
+    room = _room(compute)
+    if room is None:
         return voxels
     share = BFLOAT16_SHARE if compute.precision == "bfloat16" else 1.0
     each = 4 * share * cast(int, network.live_channels)
     weights = 8 * sum(p.numel() for p in network.parameters())  # and a copy in another layout
     volumes = 4 * voxels * 2 * (len(TISSUES) + 2) if compute.device == "cpu" else 0
-    return max(0, int((compute.max_bytes - weights - volumes) / each))
-
-
-def _tile_shape(
-    shape: Sequence[int], most: int, limit: int | None, *, multiple: int, overlap: int
-) -> tuple[int, int, int]:
-    """The tile of at most ``most`` voxels that covers ``shape`` with the least computation."""
-    sides: list[list[tuple[int, int]]] = []  # per axis: how many tiles, and how long they are
-    for n in shape:
-        axis = [(1, n)]
-        while axis[-1][1] > overlap + multiple:
-            count = axis[-1][0] + 1
-            units = -(-(n + (count - 1) * overlap) // (count * multiple))
-            axis.append((count, max(units * multiple, overlap + multiple)))
-        sides.append([(c, t) for c, t in axis if limit is None or t <= max(limit, axis[-1][1])])
-    fitting = [k for k in itertools.product(*sides) if math.prod(t for _, t in k) <= most]
-    if not fitting:
-        smallest = " x ".join(str(axis[-1][1]) for axis in sides)
-        raise MemoryError(
-            f"not even a tile of {smallest} voxels fits into the memory for the network: allow "
-            "more (--mem), use --precision bfloat16 or the smaller bundled weights, or free the "
-            "device"
-        )
-    best = min(fitting, key=lambda k: (math.prod(c * t for c, t in k), k))
-    return best[0][1], best[1][1], best[2][1]
+    return max(0, int((room - weights - volumes) / each))
 
 
 def _tiles(
@@ -266,8 +315,8 @@ def _tiles(
     progress: Progress | None,
 ) -> Tensor:
     """``forward`` on every tile of (x, y, z), blended -> (c, x, y, z) on the CPU."""
-    ramps = [_ramps(n, t, overlap, multiple) for n, t in zip(x.shape, tile, strict=True)]
-    places = list(itertools.product(*ramps))
+    axes = [ramps(n, t, overlap, multiple) for n, t in zip(x.shape, tile, strict=True)]
+    places = list(itertools.product(*axes))
     out: Tensor | None = None
     with _computing(compute):
         for done, place in enumerate(places, 1):
@@ -283,32 +332,6 @@ def _tiles(
             if progress is not None:
                 progress(done, len(places))
     return cast(Tensor, out)
-
-
-def _ramps(n: int, tile: int, overlap: int, multiple: int) -> list[tuple[int, Volume]]:
-    """Starts of tiles along one axis and their blending weights, which sum to one everywhere.
-
-    The outer quarter of an overlap has weight zero, because a network sees nothing beyond its
-    tile; the weights rise linearly over the middle half. Starts are multiples of ``multiple``, so
-    that a network's coarser levels fall on the same voxels as in the whole volume.
-    """
-    if n <= tile:
-        return [(0, np.ones(n, np.float32))]
-    count = 1 + -(-(n - tile) // (tile - overlap))
-    room = (n - tile) // multiple
-    starts = [room * k // (count - 1) * multiple for k in range(count)]
-    inside = np.arange(tile) + 0.5
-    rise = np.clip((inside - overlap / 4) / max(overlap / 2, 1), 0, 1)
-    weights = np.zeros((count, n))
-    for k, start in enumerate(starts):
-        low = rise if k else np.ones(tile)
-        high = rise[::-1] if k < count - 1 else np.ones(tile)
-        weights[k, start : start + tile] = low * high
-    weights /= weights.sum(0)
-    return [
-        (start, weights[k, start : start + tile].astype(np.float32))
-        for k, start in enumerate(starts)
-    ]
 
 
 @contextmanager

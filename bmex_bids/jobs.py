@@ -16,6 +16,7 @@ from bmex_bids import __version__
 from bmex_bids.bids import Job, output_stem, read_json, write_json, write_text
 from bmex_bids.claims import claimed, run_claim
 from bmex_bids.logs import facts, printable, run_log
+from bmex_bids.memory import OWN_BYTES, held_to
 
 if TYPE_CHECKING:
     from bmex_bids.pipeline import Settings
@@ -108,17 +109,26 @@ def run_job(
         tell("writing")
         picture_list(out, job).unlink(missing_ok=True)  # those of an earlier result
         derivatives.write(result, out)
+        outcome = Outcome(stem, subject, flags=result.flags, steps=result.seconds)
+        del result  # the figures read files, and need the memory
         _draw(job, out, tell)
-        return Outcome(stem, subject, flags=result.flags, steps=result.seconds)
+        return outcome
 
     with claimed(run_claim(out, stem)) as mine:
         if not mine:
             return Outcome(stem, subject, busy=True)
-        with run_log(out, stem, log_format) as own:
+        with run_log(out, stem, log_format) as own, held_to(_promised(settings)):
             _say_what(job, settings, own)
             outcome = attempt(stem, subject, out, work)
             _say_how(outcome, out, own)
         return outcome
+
+
+def _promised(settings: Settings | None) -> int | None:
+    """Return the bytes that a run may hold, None where nothing was promised or a GPU computes."""
+    if settings is None or settings.compute.device != "cpu" or settings.compute.max_bytes is None:
+        return None
+    return settings.compute.max_bytes + OWN_BYTES
 
 
 def _say_what(job: Job, settings: Settings | None, own: logging.Logger) -> None:
@@ -206,7 +216,7 @@ def explain(error: BaseException, out: Path) -> str:
         name = getattr(error, "filename", None) or out
         return f"no permission for {name} ({text}); for output choose a folder that can be written"
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text):
-        return f"not enough memory ({text}); lower --nprocs, or limit each run with --mem"
+        return f"not enough memory ({text}); allow each run more: raise --mem or lower --nprocs"
     if isinstance(error, ValueError | OSError):
         return text
     return f"{type(error).__name__}: {text}"

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from bmex_bids.derivatives import Result
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import Compute, enhance_volume, three_tissues
 from bmex_bids.spatial import Grid, conform, crop_to_mask, model_grid, onto_grid, restore
-from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, load_network
+from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, kept_network
 
 __all__ = ["Settings", "enhance_run"]
 
@@ -34,6 +34,9 @@ Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 BRIGHTEST = 6.0  # of the brain's median; brighter voxels are clipped in the network's input
 _PAIRED = ("QualityIndex", "DataConsistency", "ResidualShare")  # need the enhanced image
+BYTES_PER_VOXEL = 20  # of the image, held while a network computes: image, mask, bias field, ...
+USUAL_VOXELS = 256**3  # whose bytes count as the program's own
+SLAB = 32  # voxels; distances are computed in slabs, since they take 60 bytes a voxel
 BLEND_MM = 2.0  # the enhanced brain fades in over this distance inside the mask's border
 
 
@@ -87,6 +90,7 @@ class _Output:
     enhanced: Array
     inside: Mask
     uncertainty: Array | None
+    notes: tuple[str, ...] = ()  # why the CPU computed, where it was not asked to
 
 
 def enhance_run(
@@ -110,8 +114,9 @@ def enhance_run(
         raise WeightsError(f"{record.name} has no class for lesions: drop --lesions")
     clock = _Clock(progress)
     with clock.step("load"):
-        image = load_image(job.path)
+        image = load_image(job.path, most_bytes=settings.compute.max_bytes)
         volume, notes = _magnitude(image)
+        settings = _beside(image, settings)
     with clock.step("brain mask"):
         mask, origin, mask_model = _find_brain(job, image, volume, settings)
         intensity.brain_gain(volume, mask)  # refuses a mask over nothing, before anything is slow
@@ -138,10 +143,12 @@ def enhance_run(
         histograms = _histograms(scaled, enhanced, inside, record)
         histograms |= _tissue_histograms(scaled, enhanced, labels)
         numbers |= _distances(histograms) | _medians(scaled, enhanced, labels)
-        flags = (*_flags(numbers, image, mask, origin), *notes)
+        flags = (*_flags(numbers, image, mask, origin), *notes, *out.notes)
     provenance = _provenance(job, settings, record, mask_model, origin, bias[inside], anchors)
     provenance["IntensityScale"]["InputFactor"] = factor
-    provenance["Notes"] = [*image.notes, *notes]
+    provenance["Notes"] = [*image.notes, *notes, *out.notes]
+    if out.notes:
+        provenance["Device"] = "cpu"
     coarse = max(image.zooms) > 1.05 * record.grid_mm
     keep = not settings.measure_only
     slope = (anchors[-1][1] - anchors[-2][1]) / (anchors[-1][0] - anchors[-2][0])
@@ -171,6 +178,15 @@ def enhance_run(
         provenance=provenance,
         seconds=clock.seconds,
     )
+
+
+def _beside(image: Image, settings: Settings) -> Settings:
+    """What networks may hold is less by what the image takes beyond one of usual size."""
+    compute = settings.compute
+    taken = BYTES_PER_VOXEL * max(image.data.size - USUAL_VOXELS, 0)
+    if compute.max_bytes is None or not taken:
+        return settings
+    return replace(settings, compute=replace(compute, max_bytes=max(compute.max_bytes - taken, 0)))
 
 
 def _box(mask: Mask, zooms: npt.NDArray[np.float64], margin: float = 10.0) -> Box:
@@ -234,7 +250,7 @@ def _find_brain(
     mask, stripped = brain_mask(
         volume,
         image.affine,
-        load_network(record),
+        kept_network(record),
         settings.compute,
         grid_mm=record.grid_mm,
         scale=None if record.scale == 1.0 else record.scale,
@@ -255,8 +271,11 @@ def _apply_network(
     conformed = np.where(inside, np.maximum(conform(corrected, grid), 0), 0).astype(np.float32)
     gain = intensity.brain_gain(conformed, inside) * record.scale
     given = np.minimum(conformed * gain, BRIGHTEST * record.scale).astype(np.float32)
+    notes: list[str] = []
     probabilities, enhanced, spread = enhance_volume(
-        load_network(record), given, settings.compute, flips=settings.uncertainty
+        *(kept_network(record), given, settings.compute),
+        flips=settings.uncertainty,
+        warn=notes.append,
     )
     change = np.where(inside, (enhanced - given) / gain, 0).astype(np.float32)
     return _Output(
@@ -266,6 +285,7 @@ def _apply_network(
         enhanced=np.maximum(conformed + change, 0) * inside,
         inside=inside,
         uncertainty=None if spread is None else (spread / gain).astype(np.float32),
+        notes=tuple(notes),
     )
 
 
@@ -274,10 +294,13 @@ def _tissues(out: _Output, mask: Mask) -> tuple[Array, npt.NDArray[np.uint8], Ar
 
     Lesions are white matter in the probabilities and labels; None if the network has no such class.
     """
-    native = np.stack([restore(p, out.grid, order=1) for p in out.probabilities[1:]])
-    native = np.clip(native, 0, None) * mask
-    total = native.sum(0)
-    shares = (native / np.where(total > 1e-6, total, 1)).astype(np.float32)
+    shares = np.empty((len(out.probabilities) - 1, *mask.shape), np.float32)
+    for share, probability in zip(shares, out.probabilities[1:], strict=True):
+        np.maximum(restore(probability, out.grid, order=1), 0, out=share)
+        share *= mask
+    total = shares.sum(0)
+    total[total <= 1e-6] = 1
+    shares /= total
     lesions = shares[3] if len(shares) > 3 else None
     shares = three_tissues(np.concatenate((np.zeros_like(shares[:1]), shares)))
     labels = np.where(mask, shares.argmax(0) + 1, 0).astype(np.uint8)
@@ -304,10 +327,27 @@ def _blended(
     It fades out towards the border of the mask. The bias field is put back on it, so that the
     image keeps its own field and voxels outside the mask equal the input's.
     """
-    fade = np.clip(distance_transform_edt(np.pad(mask, 1), zooms) / BLEND_MM, 0, 1)
-    fade = fade[1:-1, 1:-1, 1:-1].astype(np.float32)
-    blended = data + fade * change * bias
-    return np.where(mask, np.maximum(blended, 0), data).astype(np.float32)
+    blended = _fade(mask, zooms)
+    blended *= change
+    blended *= bias
+    blended += data
+    return np.where(mask, np.maximum(blended, 0, out=blended), data)
+
+
+def _fade(mask: Mask, zooms: npt.NDArray[np.float64]) -> Array:
+    """0 at the mask's border to 1 at :data:`BLEND_MM` inside it; 0 outside (x, y, z).
+
+    Slab by slab, each with as many slices around it as the distance can reach, so that the result
+    is that of the whole.
+    """
+    reach = math.ceil(BLEND_MM / float(zooms[0])) + 1
+    padded = np.pad(mask, ((reach, reach), (1, 1), (1, 1)))
+    fade = np.empty(mask.shape, np.float32)
+    for start in range(0, len(mask), SLAB):
+        part = padded[start : start + SLAB + 2 * reach]
+        depth = distance_transform_edt(part, zooms)[reach:-reach, 1:-1, 1:-1]
+        fade[start : start + SLAB] = np.clip(depth / BLEND_MM, 0, 1)
+    return fade
 
 
 def _high_res(

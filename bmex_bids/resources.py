@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from bmex_bids.layout import InputError, Selection, read_filters
+from bmex_bids.memory import OWN_BYTES
 from bmex_bids.options import Options
 from bmex_bids.plan import Request
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from bmex_bids.pipeline import Settings
 
 __all__ = ["request_of", "settings_of", "threads_of"]
-
-OWN_BYTES = 2**30  # of a process beside the networks: libraries, the image, its outputs
 
 
 def request_of(options: Options) -> Request:
@@ -70,8 +69,7 @@ def settings_of(options: Options) -> Settings:
         models = tuple(list_models(models_dir(options.models_dir)))
     except (WeightsError, ValueError, OSError) as error:
         raise InputError(str(error)) from error
-    if compute.device == "cpu":
-        compute = replace(compute, max_bytes=_bytes_per_run(options))
+    compute = replace(compute, max_bytes=_bytes_per_run(options))
     return Settings(
         compute=compute,
         models=models,

@@ -6,6 +6,7 @@ A models folder holds ``models.json`` (``{"schema": 1, "models": [...]}``, one e
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ __all__ = [
     "WeightsError",
     "find_mask_model",
     "find_model",
+    "kept_network",
     "list_models",
     "load_network",
     "build_network",
@@ -75,14 +77,14 @@ class ModelRecord:
     stage: str | None
     ages_months: tuple[float, float] | None
     grid_mm: float
-    architecture: dict[str, Any]
+    architecture: dict[str, Any] = field(hash=False)
     file: str
     sha256: str
     version: str
     licence: str
     source: str
-    training: dict[str, Any] = field(default_factory=dict)
-    reference: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict, hash=False)
+    reference: dict[str, Any] | None = field(default=None, hash=False)
     scale: float = 1.0
     directory: Path = Path()
 
@@ -219,6 +221,12 @@ def find_mask_model(records: Sequence[ModelRecord], *, model_set: str) -> ModelR
     raise WeightsError(
         "no weights for brain extraction: reinstall bmex, or give brain masks with --derivatives"
     )
+
+
+@functools.lru_cache(maxsize=2)  # the brain mask and the pair that all runs of a start need
+def kept_network(record: ModelRecord) -> nn.Module:
+    """:func:`load_network`, once per process: the same network again for the same record."""
+    return load_network(record)
 
 
 def load_network(record: ModelRecord) -> nn.Module:

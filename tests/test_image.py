@@ -159,3 +159,40 @@ def test_another_grid(tmp_path: Path) -> None:
     copy = load_image(tmp_path / "b.nii.gz")
     np.testing.assert_allclose(copy.affine, affine)
     assert copy.header.get_data_dtype() == np.uint8
+
+
+def test_an_image_too_large_for_the_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.nii.gz")
+    size = int(np.prod(SHAPE)) * (2 + 4)
+    assert load_image(path, most_bytes=size).data.shape == SHAPE
+    with pytest.raises(MemoryError, match="10 x 11 x 12 voxels take 0.0 GiB to read"):
+        load_image(path, most_bytes=size - 1)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["u1", "i2", "i4", "f4", "f8"])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_voxels_of_any_kind_become_float32(
+    tmp_path: Path, order: str, kind: str, slope: float
+) -> None:
+    head = nib.Nifti1Header(endianness=order)
+    head.set_data_shape(SHAPE)
+    head.set_data_dtype(kind)
+    head.set_sform(np.eye(4), 1)
+    head["scl_slope"], head["scl_inter"], head["vox_offset"] = slope, 3, 352
+    data = (np.arange(np.prod(SHAPE)) % 200).astype(order + kind).reshape(SHAPE)
+    content = head.binaryblock + bytes(4) + data.tobytes("F")
+    (tmp_path / "a.nii").write_bytes(content)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content))
+    for name in ("a.nii", "a.nii.gz"):
+        image = load_image(tmp_path / name)
+        assert image.data.dtype == np.dtype(np.float32) and image.data.dtype.isnative
+        np.testing.assert_allclose(image.data, data * slope + 3 if slope else data, rtol=1e-6)
+        image.data[0, 0, 0] = 1  # may be changed
+
+
+def test_a_mapped_file_is_not_kept_open(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.nii")
+    image = load_image(path)
+    path.write_bytes(b"")  # of a mapped file, the next look at a voxel would end the process
+    assert image.data.sum() > 0

@@ -34,13 +34,14 @@ LAYERS = (
     ("weights", "published", "layout", "validation", "age", "participants", "tables"),
     ("bids",),
     ("image",),
-    ("brainmask", "inference", "claims", "logs"),
-    ("spatial", "intensity", "metrics", "registration"),
+    ("brainmask", "inference", "claims", "logs", "memory"),
+    ("spatial", "intensity", "metrics", "registration", "tiles"),
     ("networks",),
 )
 RANK = {module: rank for rank, modules in enumerate(LAYERS) for module in modules}
 ARRAYS = {
     *("brainmask", "inference", "spatial", "intensity", "metrics", "networks", "registration"),
+    "tiles",
 }
 BESIDE = {"training", "evaluation"}  # packages that use the array layers, and that no one uses
 # Imported by --help or by the plan, so these wait for what is slow.
@@ -54,6 +55,7 @@ LIGHT = {
     "resources",
     "claims",
     "logs",
+    "memory",
     "status",
     "options",
     "plan",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bmex_bids import inference
 from bmex_bids.inference import Compute, enhance_volume, mask_volume, resolve
 from bmex_bids.networks import BMEXPair, DUNet, TissueGuidedUNet
+from bmex_bids.tiles import ramps, tile_shape
 
 CPU = Compute("cpu", "float32")
 
@@ -90,14 +91,14 @@ def test_input_is_not_modified() -> None:
 )
 def test_weights_sum_to_one(n: int, tile: int, overlap: int, multiple: int) -> None:
     total = np.zeros(n)
-    for start, weight in inference._ramps(n, tile, overlap, multiple):
+    for start, weight in ramps(n, tile, overlap, multiple):
         assert start % multiple == 0 and 0 <= start <= n - min(n, tile)
         total[start : start + len(weight)] += weight
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
 def test_ramp_of_two_tiles_by_hand() -> None:
-    (_, first), (start, second) = inference._ramps(12, 8, 4, 4)
+    (_, first), (start, second) = ramps(12, 8, 4, 4)
     assert start == 4
     # overlap of 4: a quarter (1 voxel) at zero, 2 voxels of ramp at 1/4 and 3/4, then one
     np.testing.assert_allclose(second, [0, 0.25, 0.75, 1, 1, 1, 1, 1])
@@ -133,15 +134,15 @@ def test_tiles_of_a_real_network_come_close_to_the_whole() -> None:
 @pytest.mark.parametrize("most", [30**3, 64**3, 10**6])
 def test_tiles_cover_with_the_least_computation(most: int) -> None:
     shape = (96, 128, 96)
-    tile = inference._tile_shape(shape, most, None, multiple=8, overlap=16)
+    tile = tile_shape(shape, most, None, multiple=8, overlap=16)
     assert math.prod(tile) <= most
     assert all(t % 8 == 0 and (t == n or t >= 24) for t, n in zip(tile, shape, strict=True))
 
 
 def test_whole_volume_is_one_tile_when_it_fits() -> None:
     shape = (96, 128, 96)
-    assert inference._tile_shape(shape, 10**7, None, multiple=8, overlap=16) == shape
-    half = inference._tile_shape(shape, math.prod(shape) - 1, None, multiple=8, overlap=16)
+    assert tile_shape(shape, 10**7, None, multiple=8, overlap=16) == shape
+    half = tile_shape(shape, math.prod(shape) - 1, None, multiple=8, overlap=16)
     assert half == (96, 72, 96)  # two tiles along the longest axis cost least
 
 
@@ -175,6 +176,85 @@ def test_out_of_memory_falls_back_to_smaller_tiles() -> None:
     _, enhanced, _ = enhance_volume(Greedy(), x, CPU, overlap=8)
     np.testing.assert_allclose(enhanced, 2 * x + 1, rtol=1e-6)
     assert sizes[0] == 48**3 and sizes[-1] <= 24**3
+
+
+class Elsewhere(Pointwise):
+    """A network that seems to move to a GPU."""
+
+    def to(self, *args: object, **options: object) -> Elsewhere:
+        return self
+
+
+def no_gpu_memory(monkeypatch: pytest.MonkeyPatch, free: int = 2**40) -> list[tuple[str, int]]:
+    """Refuse every tile on a GPU; return (device, voxels) of the tiles that were tried."""
+    tried: list[tuple[str, int]] = []
+    on_cpu = inference._tiles
+
+    def tiles(forward: object, x: Tensor, tile: tuple[int, ...], compute: Compute, **rest: object):
+        tried.append((compute.device, math.prod(tile)))
+        if compute.device != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return on_cpu(forward, x, tile, compute, **rest)
+
+    monkeypatch.setattr(inference, "_tiles", tiles)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**40))
+    return tried
+
+
+def test_cuda_without_memory_gets_smaller_tiles_then_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = no_gpu_memory(monkeypatch)
+    told: list[str] = []
+    x = volume(48, 48, 48)
+    _, enhanced, _ = enhance_volume(
+        Elsewhere(), x, Compute("cuda:1", "float32"), overlap=8, flips=True, warn=told.append
+    )
+    np.testing.assert_allclose(enhanced, 2 * x + 1, rtol=1e-6)
+    on_gpu = [voxels for device, voxels in tried if device == "cuda:1"]
+    assert on_gpu[0] == 48**3 and on_gpu == sorted(on_gpu, reverse=True) and len(on_gpu) > 3
+    assert [device for device, _ in tried[len(on_gpu) :]] == ["cpu"] * 8  # for good, once is enough
+    assert len(told) == 1 and told[0].startswith("cuda:1 has too little free memory")
+
+
+def test_the_fallback_to_the_cpu_is_a_warning_and_keeps_its_own_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = no_gpu_memory(monkeypatch, free=4 * 10 * 32**3)
+    limit = 4 * 10 * 32**3 + 4 * 2 * 6 * 64**3
+    x = volume(64, 64, 64)
+    with pytest.warns(RuntimeWarning, match="computed on the CPU in float32"):
+        mask_volume(Scores(), x, Compute("cuda", "float32", limit))
+    assert tried[0][1] <= 0.9 * 32**3  # a GPU's limit is its free memory
+    assert tried[-1][0] == "cpu" and tried[-1][1] <= 32**3
+
+
+class Scores(Elsewhere):
+    """One channel, the input itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+    ],
+)
+def test_a_cpu_without_memory_gets_smaller_tiles_then_an_error(error: Exception) -> None:
+    sizes = []
+
+    class Greedy(Pointwise):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            sizes.append(x.numel())
+            raise error
+
+    with pytest.raises(MemoryError, match="not even a tile of .* --mem"):
+        enhance_volume(Greedy(), volume(48, 48, 48), CPU, overlap=8)
+    assert sizes == sorted(sizes, reverse=True) and len(sizes) > 3
 
 
 def test_other_errors_of_the_network_are_not_hidden() -> None:

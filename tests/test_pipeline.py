@@ -8,11 +8,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
 
+from bmex_bids import inference
 from bmex_bids.bids import Job
-from bmex_bids.image import ImageError
+from bmex_bids.image import Image, ImageError
 from bmex_bids.inference import Compute
-from bmex_bids.pipeline import Settings, enhance_run
+from bmex_bids.pipeline import (
+    BLEND_MM,
+    BYTES_PER_VOXEL,
+    SLAB,
+    Settings,
+    _beside,
+    _fade,
+    enhance_run,
+)
 from bmex_bids.training.export import export
 from bmex_bids.training.train import build
 from bmex_bids.weights import ModelRecord, WeightsError, list_models
@@ -167,3 +177,38 @@ def test_errors(tmp_path: Path, models: tuple[ModelRecord, ...]) -> None:
     nib.Nifti1Image(image.get_fdata() - 60, image.affine).to_filename(job.path)
     with pytest.raises(ImageError, match="below zero"):
         enhance_run(job, settings)
+
+
+def test_the_blend_is_that_of_the_whole_mask_in_slabs() -> None:
+    mask = np.random.default_rng(0).random((3 * SLAB + 5, 9, 11)) > 0.02
+    zooms = np.array([0.5, 0.8, 1.0])
+    whole = distance_transform_edt(np.pad(mask, 1), zooms)[1:-1, 1:-1, 1:-1] / BLEND_MM
+    np.testing.assert_allclose(_fade(mask, zooms), np.clip(whole, 0, 1), atol=1e-6)
+
+
+def test_what_the_image_takes_is_not_there_for_the_networks() -> None:
+    settings = Settings(Compute("cpu", "float32", 10 * 2**30), ())
+    huge = Image(np.empty((512, 512, 512), np.float32), np.eye(4), nib.Nifti1Header())
+    usual = Image(np.empty((256, 256, 256), np.float32), np.eye(4), nib.Nifti1Header())
+    left = _beside(huge, settings).compute.max_bytes
+    assert left == 10 * 2**30 - BYTES_PER_VOXEL * (512**3 - 256**3)
+    assert _beside(usual, settings) is settings
+    unlimited = Settings(Compute("cpu", "float32"), ())
+    assert _beside(huge, unlimited) is unlimited
+
+
+def test_a_gpu_without_memory_leaves_a_note(
+    models: tuple[ModelRecord, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = inference._fitted
+
+    def refuse(network: object, forward: object, volume: object, compute: Compute, **rest: object):
+        if compute.device == "cuda":
+            raise MemoryError("CUDA out of memory")
+        return fitted(network, forward, volume, compute, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(inference, "_fitted", refuse)
+    settings = Settings(Compute("cuda", "float32"), models)
+    result = enhance_run(job_of(tmp_path, (2.0, 2.0, 2.0)), settings)
+    assert result.provenance["Device"] == "cpu"
+    assert any("computed on the CPU" in flag for flag in result.flags)

@@ -19,6 +19,7 @@ from bmex_bids.weights import (
     WeightsError,
     find_mask_model,
     find_model,
+    kept_network,
     list_models,
     load_network,
     models_dir,
@@ -205,3 +206,13 @@ def test_reading_records_does_not_import_pytorch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_network_is_loaded_once_per_process(tmp_path: Path) -> None:
+    record, _ = bundle(tmp_path)
+    first = kept_network(record)
+    record.path.write_bytes(b"changed since, but verified when it was read")
+    (again,) = list_models([tmp_path])
+    assert kept_network(again) is first
+    with pytest.raises(WeightsError, match="changed or damaged"):
+        kept_network(replace(record, sha256="0" * 64))
