@@ -185,6 +185,11 @@ def _check_sum(path: Path, expected: int) -> None:
                 raise ImageError(
                     f"{path.name}: holds far more than the {expected:,} bytes its header claims"
                 )
+    if read < expected:  # before that much memory is asked for
+        raise ImageError(
+            f"{path.name}: damaged or truncated file (the header claims {expected:,} bytes, there "
+            f"are {read:,}); copy or convert it again"
+        )
 
 
 def _check_affine(

@@ -38,6 +38,7 @@ EXIT_CODES = {
     2: "wrong input or options; nothing was started",
     129: "ended by a closed terminal (SIGHUP); the same command goes on with what is missing",
     130: "ended by Ctrl-C; the same command goes on with what is missing",
+    141: "ended because nobody reads what it prints (SIGPIPE)",
     143: "ended by SIGTERM; the same command goes on with what is missing",
 }
 

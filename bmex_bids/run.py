@@ -51,9 +51,12 @@ def run(options: Options) -> int:
     Raises:
         InputError: the input or the options cannot be used; nothing was started.
     """
-    check_paths(options)
-    check_spaces(options)
-    jobs = plan_jobs(request_of(options)) if options.analysis_level == "participant" else []
+    try:
+        check_paths(options)
+        check_spaces(options)
+        jobs = plan_jobs(request_of(options)) if options.analysis_level == "participant" else []
+    except OSError as error:  # a disk that fails, a folder that may not be read
+        raise InputError(explain(error, options.output_dir)) from error
     if options.dry_run:
         sys.stdout.write(format_plan(jobs))
         for job in jobs:

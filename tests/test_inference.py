@@ -151,7 +151,7 @@ def test_memory_limit_makes_tiles_and_too_little_is_an_error() -> None:
     whole: list[tuple[int, int]] = []
     tiled: list[tuple[int, int]] = []
     enhance_volume(Pointwise(), x, CPU, progress=lambda *s: whole.append(s))
-    limit = Compute("cpu", "float32", 4 * 10 * 32**3 + 4 * 10 * 64**3)
+    limit = Compute("cpu", "float32", 4 * 10 * 32**3 + 4 * 12 * 64**3)
     _, enhanced, _ = enhance_volume(
         Pointwise(), x, limit, overlap=8, progress=lambda *s: tiled.append(s)
     )
