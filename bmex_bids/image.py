@@ -80,7 +80,7 @@ def load_image(path: Path, *, most_bytes: int | None = None) -> Image:
         shape = _check_shape(path, file, most_bytes)
         affine, notes = _check_affine(path, file)
         data = _voxels(path, file, shape)
-    except (ImageError, MemoryError):
+    except (ImageError, MemoryError, FileNotFoundError):
         raise
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not the file's

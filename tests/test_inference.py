@@ -220,13 +220,13 @@ def test_cuda_without_memory_gets_smaller_tiles_then_the_cpu(
 def test_the_fallback_to_the_cpu_is_a_warning_and_keeps_its_own_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tried = no_gpu_memory(monkeypatch, free=4 * 10 * 32**3)
-    limit = 4 * 10 * 32**3 + 4 * 2 * 6 * 64**3
+    tried = no_gpu_memory(monkeypatch, free=4 * 10 * 50**3)
+    limit = 4 * 10 * 50**3 + 4 * 2 * 6 * 64**3
     x = volume(64, 64, 64)
     with pytest.warns(RuntimeWarning, match="computed on the CPU in float32"):
         mask_volume(Scores(), x, Compute("cuda", "float32", limit))
-    assert tried[0][1] <= 0.9 * 32**3  # a GPU's limit is its free memory
-    assert tried[-1][0] == "cpu" and tried[-1][1] <= 32**3
+    assert 40**3 <= tried[0][1] <= 0.9 * 50**3  # a GPU's limit is its free memory
+    assert tried[-1][0] == "cpu" and 40**3 <= tried[-1][1] <= 50**3
 
 
 class Scores(Elsewhere):
@@ -252,7 +252,7 @@ def test_a_cpu_without_memory_gets_smaller_tiles_then_an_error(error: Exception)
             sizes.append(x.numel())
             raise error
 
-    with pytest.raises(MemoryError, match="not even a tile of .* --mem"):
+    with pytest.raises(MemoryError, match="not even a tile of .*--mem"):
         enhance_volume(Greedy(), volume(48, 48, 48), CPU, overlap=8)
     assert sizes == sorted(sizes, reverse=True) and len(sizes) > 3
 
