@@ -23,7 +23,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["TEMPORARY", "claimed", "is_claimed", "present", "run_claim", "sweep_folders"]
@@ -63,7 +63,8 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
         threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
         yield True
     finally:  # nothing here waits, so that an interrupt hardly comes between
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that fails; the claim is free all the same
+            path.unlink(missing_ok=True)
         os.close(handle)
         ended.set()
 
@@ -72,12 +73,14 @@ def is_claimed(path: Path) -> bool:
     """Tell whether some process holds a claim."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
+    except PermissionError:  # of somebody else, who lives or not
+        return path.exists() and abs(time.time() - path.stat().st_mtime) <= DEAD_AFTER
     except OSError:
-        return True  # of somebody else
+        return False  # not there, or a disk that fails: what is written next will say it better
     try:
         return not _is_free(handle, path)
+    except OSError:
+        return False
     finally:
         os.close(handle)
 

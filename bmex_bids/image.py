@@ -24,6 +24,7 @@ __all__ = ["Image", "ImageError", "load_image", "save_image"]
 
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.1, 12.0  # mm, of any brain image in use
 SMALLEST_SIDE = 8  # voxels
+PIECE = 1 << 14  # bytes of a compressed file that are unpacked at once, to at most 17 MB
 LARGEST_EXPANSION = 1100  # deflate cannot expand further than about 1032:1
 
 
@@ -176,16 +177,24 @@ def _check_shape(
 
 
 def _check_sum(path: Path, expected: int) -> None:
-    """Read a gzip file to its end, where its checksum is; a reader of voxels would stop before."""
-    read = 0
-    with gzip.open(path) as stream:
-        while block := stream.read(1 << 20):
-            read += len(block)
+    """Read a gzip file to its end, where its checksum is; a reader of voxels would stop before.
+
+    Nothing is kept, so that neither a bomb nor a header that claims too much takes memory. Zeros
+    after the end are padding.
+    """
+    read, unpacker = 0, zlib.decompressobj(wbits=31)
+    with open(path, "rb") as file:
+        while block := file.read(PIECE):
+            while block and (not unpacker.eof or (block := block.lstrip(b"\0"))):
+                if unpacker.eof:  # one more part
+                    unpacker = zlib.decompressobj(wbits=31)
+                read += len(unpacker.decompress(block))
+                block = unpacker.unused_data
             if read > expected + (64 << 20):
                 raise ImageError(
                     f"{path.name}: holds far more than the {expected:,} bytes its header claims"
                 )
-    if read < expected:  # before that much memory is asked for
+    if not unpacker.eof or read < expected:
         raise ImageError(
             f"{path.name}: damaged or truncated file (the header claims {expected:,} bytes, there "
             f"are {read:,}); copy or convert it again"

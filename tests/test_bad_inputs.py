@@ -6,6 +6,7 @@ Two tables: images (all of them in one dataset, one start of the program) and st
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import json
@@ -28,7 +29,9 @@ from datasets import ages, make_dataset, make_models
 from patience import no_longer_than
 from safetensors.torch import save_file
 
+import bmex_bids
 from bmex_bids.cli import main
+from bmex_bids.image import load_image
 
 SHAPE = (10, 11, 12)
 PATIENCE = 10  # seconds of computing for one start on a tiny dataset
@@ -117,14 +120,10 @@ def coded(sform: np.ndarray, qform: np.ndarray) -> Callable[[Path], None]:
 
 
 def bomb(path: Path) -> None:
-    """A header of a small image, then a gigabyte of zeros in a megabyte of gzip."""
+    """A header of a small image, then a thousand times what the file has on the disk."""
     write(path)
     head = gzip.decompress(path.read_bytes())
-    zeros = bytes(1 << 20)
-    with gzip.open(path, "wb", 9) as stream:
-        stream.write(head)
-        for _ in range(1024):
-            stream.write(zeros)
+    path.write_bytes(gzip.compress(head + bytes(100 << 20), 1))
 
 
 def honest_bomb(path: Path) -> None:
@@ -134,8 +133,20 @@ def honest_bomb(path: Path) -> None:
     head.set_data_dtype(np.float64)
     head["vox_offset"] = 352
     path.write_bytes(gzip.compress(head.binaryblock + bytes(4)))
+    grow(path)
+
+
+def grow(path: Path) -> None:
+    """Append zeros that take no room on the disk."""
     with open(path, "ab") as file:
-        file.truncate(900_000_000)  # sparse: takes no room on the disk
+        file.truncate(900_000_000)
+
+
+def padded(path: Path) -> None:
+    """An image that ends early in a long file: gzip looks at its padding byte by byte."""
+    write(path)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-9]))
+    grow(path)
 
 
 NOISE = np.random.default_rng(0).normal(0, 1, SHAPE).astype(np.float32)
@@ -160,6 +171,7 @@ IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "loop": (lambda path: path.symlink_to(path.name), "link.*datalad get|points to itself"),
     "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
     "device": (link("/dev/zero"), "not a regular file"),
+    "padded": (padded, "damaged or truncated.*claims 2,992 bytes, there are 2,983"),
     "bomb": (bomb, "holds far more than"),
     # the header
     "terabytes": (header(42, "<3h", 30000, 30000, 3000), "damaged or truncated.*claims"),
@@ -283,8 +295,12 @@ def models(change: Callable[[dict[str, object], Path], object]) -> Prepare:
         content["models"][0]["sha256"] = hashlib.sha256(b"weights").hexdigest()
         content = change(content, weights) or content
         (place / "models.json").write_text(json.dumps(content))
-        image_of(folder / "bids")
-        return ["--models-dir", place, "--model-set", "test"]
+        head = nib.load(image_of(folder / "bids"))
+        anat = folder / "masks" / "sub-01" / "anat"
+        anat.mkdir(parents=True)
+        brain = (head.get_fdata() > 0).astype(np.uint8)
+        write(anat / "sub-01_space-T1w_desc-brain_mask.nii.gz", brain, head.affine)
+        return ["--models-dir", place, "--model-set", "test", "-d", folder / "masks"]
 
     return prepare
 
@@ -481,6 +497,7 @@ STARTS: dict[str, Start] = {
 def test_start(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = make_dataset(tmp_path / "bids", ["sub-01_T1w.nii.gz"], ages(**{"01": 300}))
+    monkeypatch.setattr("bmex_bids.report.subject_report", lambda out, subject: out)
     case = STARTS[name]
     argv = case.prepare(tmp_path)
     with no_longer_than(PATIENCE):
@@ -497,3 +514,34 @@ def test_start(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_at_least_sixty() -> None:
     assert len(IMAGES) + len(STARTS) >= 60
+
+
+def test_text_from_tables_is_escaped_in_pages(tmp_path: Path) -> None:
+    cells = {"participants.tsv": "participant_id\tage\nsub-01\t<script>alert(1)</script>\x1b[2J\n"}
+    root = make_dataset(tmp_path / "bids", ["sub-01_T1w.nii.gz"], cells)
+    ended = bmex(root, tmp_path / "out", "participant", "--skip-bids-validation")
+    assert ended.code == 1 and "\x1b" not in ended.out + ended.err
+    page = (tmp_path / "out" / "sub-01.html").read_text()
+    assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_a_command_to_paste_is_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "a $(touch PWNED)" / "sub-01_T1w.nii.gz"
+    path.parent.mkdir()
+    path.symlink_to(ANNEX)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_image(path)
+    assert str(caught.value).endswith(f"run datalad get '{path}'")
+
+
+SHELLS = {"os.system", "os.popen", "eval", "exec", "pickle.load", "pickle.loads", "yaml.load"}
+
+
+@pytest.mark.parametrize("path", sorted(Path(bmex_bids.__file__).parent.rglob("*.py")), ids=str)
+def test_no_shell_and_no_code_from_data(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert called not in SHELLS and "shell" not in given, called
+            assert called != "torch.load" or given.get("weights_only") == "True", called
