@@ -26,5 +26,5 @@ def test_kill_and_resume() -> None:
 
 
 def test_many_starts_into_one_output() -> None:
-    summary = script("writers-test.py", "--writers", "8", "--same", "3")
+    summary = script("writers-test.py", "--writers", "5", "--same", "2")
     assert [part["problems"] for part in summary.values()] == [[], []]  # type: ignore[index]
