@@ -159,8 +159,9 @@ def save_transform(path: str, transform: sitk.CompositeTransform) -> None:
 
     parts = [transform.GetNthTransform(i) for i in range(transform.GetNumberOfTransforms())]
     with h5py.File(path, "w", track_order=False) as file:
+        groups = file.create_group("TransformGroup", track_times=False)
         for index, part in enumerate([transform, *parts]):
-            group = file.create_group(f"TransformGroup/{index}", track_times=False)
+            group = groups.create_group(str(index), track_times=False)
             kind = np.array([f"{part.GetName()}_double_3_3"], h5py.string_dtype("ascii"))
             group.create_dataset("TransformType", data=kind, track_times=False)
             if index == 0:

@@ -176,8 +176,8 @@ def test_one_bad_run_harms_no_other(dataset: Path, outputs: Path) -> None:
     assert "damaged or truncated" in said
     assert (outputs / "logs" / "crash-sub-03_T1w.txt").exists()
     assert "damaged or truncated" in (outputs / "sub-03.html").read_text(encoding="utf-8")
-    # the baby has no model yet: said, with the stages there are
-    assert "sub-04" in said
-    assert "stage" in said
-    assert not (outputs / "sub-04" / "anat").exists()
+    # the baby of six months has the model of its age
+    baby = json.loads((outputs / "sub-04" / "anat" / "sub-04_desc-enhanced_T1w.json").read_text())
+    assert baby["AgeStage"] == "6"
+    assert baby["Model"]["Name"] == "bmex-T1w-6"
     assert (outputs / "sub-01" / "anat" / "sub-01_desc-enhanced_T1w.json").exists()

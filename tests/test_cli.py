@@ -70,8 +70,8 @@ def test_all_is_well(
     assert "[1/2] sub-01_T1w: done" in captured.err and "\r" not in captured.err
     assert "sub-odd_T1w: looks odd" in captured.err
     assert (out / "dataset_description.json").exists() and (out / "sub-01.html").exists()
-    (log,) = (out / "logs").glob("*.log")
-    assert "[2/2] sub-odd_T1w: done" in log.read_text()
+    told = "".join(log.read_text() for log in (out / "logs").glob("*.log"))
+    assert "[2/2] sub-odd_T1w: done" in told
     assert not list(out.rglob(".tmp*")) and not list(out.rglob("crash-*"))
 
 
