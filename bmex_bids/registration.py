@@ -6,6 +6,8 @@ sampling, so that the same images give the same transforms. World space is RAS+ 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +91,22 @@ def register(fixed: Brain, moving: Brain, *, method: str = "syn") -> Warp:
     for name, brain in (("fixed", fixed), ("moving", moving)):
         if not (brain.data > 0).any():
             raise RegistrationError(f"the {name} brain is empty")
+    with _one_thread():
+        return _registered(fixed, moving, method)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """ITK with one thread, also where a method's own setting does not reach: sums keep an order."""
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def _registered(fixed: Brain, moving: Brain, method: str) -> Warp:
     grid = _coarse_grid(fixed)
     still, images = _on_grid(fixed, grid), _to_itk(moving.data, moving.affine)
     start = sitk.CenteredTransformInitializer(
