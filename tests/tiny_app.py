@@ -1,19 +1,25 @@
-"""A dataset and models so small that a whole run, with real weights, costs almost nothing."""
+"""A dataset and networks so small that a whole run of the real pipeline costs almost nothing."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from datasets import ages, make_dataset
+from safetensors.torch import save_file
 from synthetic_run import head
+
+from bmex_bids.weights import new_network
 
 GRID_MM = 6.0
 ZOOM = 5.0
+PART = {"widths": [4, 8], "thin": 0, "norm": "layer"}
+ARCHITECTURE = {"name": "TissueGuidedUNet", "tissue": PART, "enhance": PART}
 
 
 def tiny_dataset(root: Path, images: Sequence[str]) -> Path:
@@ -45,19 +51,20 @@ def tiny_dataset(root: Path, images: Sequence[str]) -> Path:
 
 
 def tiny_models(folder: Path) -> Path:
-    """Copy the bundled T1w model, on a grid of 6 mm, where its results are quick and meaningless.
+    """Make a pair of small networks with random weights: quick, repeatable and meaningless.
 
     Returns:
         The folder, for ``--models-dir``; the set is called ``tiny``.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    save_file(new_network(ARCHITECTURE, "tiny").state_dict(), folder / "tiny.safetensors")
     bundled = Path(__file__).parents[1] / "data" / "models"
     listed = json.loads((bundled / "models.json").read_text())
-    wanted = ("enhance", "24")
-    found = (m for m in listed["models"] if (m["kind"], m["stage"]) == wanted)
-    model = next(m for m in found if "T1w" in m["suffixes"])
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(bundled / model["file"], folder / Path(model["file"]).name)
-    model |= {"name": "tiny", "set": "tiny", "grid_mm": GRID_MM, "file": Path(model["file"]).name}
+    model = next(m for m in listed["models"] if m["stage"] == "24" and "T1w" in m["suffixes"])
+    digest = hashlib.sha256((folder / "tiny.safetensors").read_bytes()).hexdigest()
+    model |= {"name": "tiny", "set": "tiny", "grid_mm": GRID_MM, "architecture": ARCHITECTURE}
+    model |= {"file": "tiny.safetensors", "sha256": digest}
     (folder / "models.json").write_text(json.dumps({"schema": listed["schema"], "models": [model]}))
     return folder
 
