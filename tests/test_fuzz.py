@@ -30,4 +30,4 @@ def test_no_case_gets_through(name: str, tmp_path: Path) -> None:
 
     meet()
     assert tally.cases >= CASES[name]
-    assert tally.refused and tally.accepted  # neither takes all, nor refuses all
+    assert tally.refused  # a few dozen cases may all be bad ones: that good ones pass, others test

@@ -35,7 +35,7 @@ def test_own_share_is_more_than_the_files() -> None:
 
 @LINUX
 def test_a_process_gets_an_error_before_it_holds_more() -> None:
-    most = 700 << 20
+    most = 2 << 30
     done = subprocess.run(
         [sys.executable, "-c", HOLD, str(most)],
         capture_output=True,

@@ -184,7 +184,7 @@ def test_a_scan_is_prepared_as_the_app_prepares_it(
         raise Taken
 
     monkeypatch.setattr(pipeline, "enhance_volume", take)
-    monkeypatch.setattr(pipeline, "load_network", lambda record: None)
+    monkeypatch.setattr(pipeline, "kept_network", lambda record: None)
     record = ModelRecord(
         "m", "enhance", "test", ("T1w",), "24", None, ZOOM, {"name": "UNet"}, "", "", "1", "", ""
     )
