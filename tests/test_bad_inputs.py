@@ -171,7 +171,6 @@ IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "loop": (lambda path: path.symlink_to(path.name), "link.*datalad get|points to itself"),
     "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
     "device": (link("/dev/zero"), "not a regular file"),
-    "padded": (padded, "damaged or truncated"),
     "bomb": (bomb, "holds far more than"),
     # the header
     "terabytes": (header(42, "<3h", 30000, 30000, 3000), "damaged or truncated.*claims"),
