@@ -213,17 +213,21 @@ class TissueGuidedUNet(nn.Module):
         self.multiple = max(self.tissue.multiple, self.enhance.multiple)
         self.live_channels = max(self.tissue.live_channels, self.enhance.live_channels) + 5
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, condition: Tensor | None = None, *, enhance: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """``(b, 1, x, y, z) ->`` tissue scores (4 or 5 channels) and the enhanced image (1).
 
         ``condition`` is ``(b,)``, whole numbers below ``conditions``; a pair without them ignores
-        it.
+        it. Without ``enhance``, which saves most of the time, the image comes back as it is.
         """
         if not self.conditions:
             condition = None
         elif condition is None:
             condition = torch.full((len(x),), self.condition, device=x.device)
         scores = self.tissue(x, condition)
+        if not enhance:
+            return scores, x
         guided = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
         change = self.enhance(guided, condition)
         if self.reach:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bmex_bids.networks import TissueGuidedUNet
 from bmex_bids.weights import ModelRecord, WeightsError, new_network
 
-__all__ = ["at_scale_one", "averaged_state", "build", "groups", "take_over"]
+__all__ = ["at_scale_one", "averaged_state", "build", "freeze_unweighted", "groups", "take_over"]
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
@@ -90,17 +90,27 @@ def take_over(network: nn.Module, given: Mapping[str, Tensor]) -> tuple[int, int
 def groups(
     network: nn.Module, enhance_share: float
 ) -> tuple[list[list[nn.Parameter]], list[float]]:
-    """Parameters with the same share of the learning rate, and that share.
+    """Trainable parameters with the same share of the learning rate, and that share.
 
     In a pair the enhancer, whose last layers have no normalisation, wants a lower rate than the
     classifier.
     """
-    classifier: list[nn.Parameter] = []
-    enhancer: list[nn.Parameter] = []
+    parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in network.named_parameters():
-        first = name.split(".")[0]
-        of_enhancer = first == "enhance" or first.endswith(("_recon", "_con"))
-        (enhancer if of_enhancer else classifier).append(parameter)
-    if not enhancer:
-        return [classifier], [1.0]
-    return [classifier, enhancer], [1.0, enhance_share]
+        if parameter.requires_grad:
+            parts[_of_enhancer(name)].append(parameter)
+    shares = {False: 1.0, True: enhance_share}
+    there = [part for part, parameters in parts.items() if parameters]
+    return [parts[part] for part in there], [shares[part] for part in there]
+
+
+def freeze_unweighted(network: nn.Module, tissue_weight: float, enhance_weight: float) -> None:
+    """Keep the half of a pair as it is whose loss has the weight 0."""
+    for name, parameter in network.named_parameters():
+        if not (enhance_weight if _of_enhancer(name) else tissue_weight):
+            parameter.requires_grad_(False)
+
+
+def _of_enhancer(name: str) -> bool:
+    first = name.split(".")[0]
+    return first == "enhance" or first.endswith(("_recon", "_con"))

