@@ -155,7 +155,7 @@ def test_patch_has_to_fit_the_network(tmp_path: Path, pool: Path) -> None:
         ("pair", 16, {"rate": 1e-2}),
         ("pair", 16, {"optimiser": "sgd", "rate": 0.02, "schedule": "tenth", "weight_decay": 0.0}),
         ("conditional", 16, {"rate": 1e-2, "precision": "auto", "schedule": "constant"}),
-        ("published", 8, {"rate": 1e-2}),
+        ("published", 12, {"rate": 3e-3}),
         ("mask", 16, {"rate": 1e-2}),
     ],
 )
@@ -167,8 +167,7 @@ def test_training_learns(
     trained = loop.train(chosen, pool, tmp_path, validation=held)
     rows = journal.read_rows(tmp_path / "validation.csv")
     assert [row["step"] for row in rows] == [0, steps]
-    margin = 0.0 if network == "published" else 0.05  # whose batch norms need more steps
-    assert rows[1]["loss"] < rows[0]["loss"] - margin
+    assert rows[1]["loss"] < rows[0]["loss"] - 0.05
     assert not trained.training
 
 
