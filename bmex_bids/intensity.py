@@ -130,8 +130,11 @@ def anchors_to_reference(
     """Points of the map from an image's intensities to the common scale.
 
     Zero stays zero; each tissue's intensity goes to the reference's; above the brightest tissue the
-    map goes on with the last slope. The map rises everywhere, so that it can be inverted: tissues
-    closer than 5% of the brightest, or in another order than in the reference, are merged.
+    map goes on with the last slope. The line through grey and white matter reaches half-way to
+    their neighbours, so that nearly all voxels of both are mapped by one line: the contrast between
+    them, relative to their spread (TCT), is then the image's and not the map's. The map rises
+    everywhere, so that it can be inverted: tissues closer than 5% of the brightest, or in another
+    order than in the reference, are merged.
 
     Args:
         found: tissue intensities of the image.
@@ -143,16 +146,36 @@ def anchors_to_reference(
     Raises:
         ValueError: no tissue is in both.
     """
-    shared = sorted((found[k], reference[k]) for k in found if k in reference and found[k] > 0)
+    shared = sorted((found[k], reference[k], k) for k in found if k in reference and found[k] > 0)
     if not shared:
         raise ValueError("no tissue was found whose intensity the reference knows")
     top = shared[-1]
-    points: list[tuple[float, float]] = [top]
-    for given, wanted in reversed(shared[:-1]):
-        later = points[0]
+    kept = [top]
+    for given, wanted, name in reversed(shared[:-1]):
+        later = kept[0]
         if later[0] - given > 0.05 * top[0] and later[1] - wanted > 0.02 * top[1]:
-            points.insert(0, (given, wanted))
-    return [(0.0, 0.0), *points]
+            kept.insert(0, (given, wanted, name))
+    points = [(0.0, 0.0), *((given, wanted) for given, wanted, _ in kept)]
+    names = ["", *(name for _, _, name in kept)]
+    for low in range(1, len(names) - 1):
+        if {names[low], names[low + 1]} == {"GM", "WM"}:
+            return _straight_around(points, low)
+    return points
+
+
+def _straight_around(points: list[tuple[float, float]], low: int) -> list[tuple[float, float]]:
+    """Let the line from point ``low`` to the next reach half-way to the points around them."""
+    (x0, y0), (x1, y1) = points[low], points[low + 1]
+    made = list(points)
+    for near, far, place in ((low + 1, low + 2, low + 2), (low, low - 1, low)):
+        if far >= len(points):
+            continue
+        middle = (points[near][0] + points[far][0]) / 2
+        ends = sorted((points[near][1], points[far][1]))
+        room = 0.1 * (ends[1] - ends[0])  # so that the map still rises
+        height = y0 + (y1 - y0) * (middle - x0) / (x1 - x0)
+        made.insert(place, (middle, min(max(height, ends[0] + room), ends[1] - room)))
+    return made
 
 
 def apply_anchors(volume: Array, anchors: list[tuple[float, float]]) -> Array:

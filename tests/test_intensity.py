@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bmex_bids import intensity
+from bmex_bids import intensity, metrics
 
 
 def test_brain_gain_takes_the_median_to_one() -> None:
@@ -24,8 +24,18 @@ REFERENCE = {"CSF": 100.0, "GM": 300.0, "WM": 400.0}
 @pytest.mark.parametrize(
     ("found", "anchors"),
     [
-        ({"CSF": 20.0, "GM": 60.0, "WM": 80.0}, [(0, 0), (20, 100), (60, 300), (80, 400)]),
-        ({"GM": 60.0, "WM": 80.0}, [(0, 0), (60, 300), (80, 400)]),
+        # the line through GM and WM, 4 per unit, goes on to half-way between GM and CSF
+        (
+            {"CSF": 20.0, "GM": 60.0, "WM": 85.0},
+            [(0, 0), (20, 100), (40, 220), (60, 300), (85, 400)],
+        ),
+        ({"GM": 60.0, "WM": 85.0}, [(0, 0), (30, 180), (60, 300), (85, 400)]),
+        # where that would leave the neighbours' range, it bends before
+        ({"CSF": 50.0, "GM": 60.0, "WM": 62.0}, [(0, 0), (50, 100), (62, 400)]),
+        (
+            {"CSF": 20.0, "GM": 70.0, "WM": 75.0},
+            [(0, 0), (20, 100), (45, 120), (70, 300), (75, 400)],
+        ),
         # isointense tissues: merged into the brighter one
         ({"CSF": 20.0, "GM": 79.0, "WM": 80.0}, [(0, 0), (20, 100), (80, 400)]),
         # the other order than the reference: only the brightest stays
@@ -38,6 +48,24 @@ def test_anchors(found: dict[str, float], anchors: list[tuple[float, float]]) ->
     given, wanted = zip(*made, strict=True)
     assert all(b > a for a, b in zip(given, given[1:], strict=False))
     assert all(b > a for a, b in zip(wanted, wanted[1:], strict=False))
+
+
+def test_anchors_of_t2w_reach_to_both_sides() -> None:
+    reference = {"WM": 200.0, "GM": 300.0, "CSF": 600.0}
+    made = intensity.anchors_to_reference({"WM": 40.0, "GM": 80.0, "CSF": 160.0}, reference)
+    assert made == [(0, 0), (20, 150), (40, 200), (80, 300), (120, 400), (160, 600)]
+
+
+def test_the_map_keeps_the_tissue_contrast_of_the_image() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat([1, 2, 3], 4000).astype(np.uint8)
+    volume = np.choose(labels, [0, 25, 70, 100]) + generator.normal(0, 5, labels.size)
+    volume = volume.astype(np.float32)
+    anchors = intensity.anchors_to_reference({"CSF": 25, "GM": 70, "WM": 100}, REFERENCE)
+    mapped = intensity.apply_anchors(volume, anchors)
+    for tissue, wanted in ((1, 100), (2, 300), (3, 400)):
+        assert np.median(mapped[labels == tissue]) == pytest.approx(wanted, abs=2)
+    assert metrics.tct(mapped, labels) == pytest.approx(metrics.tct(volume, labels), rel=0.01)
 
 
 def test_anchors_without_a_tissue() -> None:
