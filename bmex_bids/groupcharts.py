@@ -16,6 +16,7 @@ from bmex_bids.groupdrawing import (
     Figure,
     axis_name,
     layout_of,
+    literal,
     panels_of,
     short,
     upright_line,
@@ -71,7 +72,7 @@ def matrix_figures(found: Harmony, runs: Sequence[GroupRun]) -> dict[str, Figure
     sites = [runs[i].site for i in chosen]
     middles = {s: [n for n, own in zip(names, sites, strict=True) if own == s] for s in sites}
     ticks = {"tickvals": [some[len(some) // 2] for some in middles.values()],
-             "ticktext": [_cut(site, 26) for site in middles], "showgrid": False,
+             "ticktext": [literal(_cut(site, 26)) for site in middles], "showgrid": False,
              "type": "category"}
     ends = np.cumsum([len(some) for some in middles.values()])[:-1] - 0.5
     figures = {}

@@ -5,6 +5,7 @@ A figure is plain data for plotly.js, traces and layout; the reader's browser dr
 
 from __future__ import annotations
 
+import html
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "Styles",
     "axis_name",
     "layout_of",
+    "literal",
     "panels_of",
     "run_points",
     "sample",
@@ -65,6 +67,11 @@ PART_NAMES = {"Brain": "Whole brain", "CSF": "CSF", "GM": "Grey matter", "WM": "
 MOST_POINTS = 1500  # runs drawn as points; more are sampled
 
 
+def literal(text: str) -> str:
+    """Text as plotly.js shows it letter by letter; it takes tags, such as <b>, for markup."""
+    return html.escape(text, quote=False)
+
+
 def site_styles(runs: Sequence[GroupRun]) -> dict[str, dict[str, str]]:
     """Give each site a colour, a symbol and a dash, the largest site first."""
     sites = [site for site, _ in Counter(run.site for run in runs).most_common()]
@@ -93,7 +100,7 @@ def run_points(
                if sites[i] == site and math.isfinite(x[i] + y[i])]
         if own:
             traces.append(
-                {"type": "scatter", "mode": "markers", "name": site, "legendgroup": site,
+                {"type": "scatter", "mode": "markers", "name": literal(site), "legendgroup": site,
                  "x": short([x[i] for i, _ in own]), "y": short([y[i] for i, _ in own]),
                  "customdata": [number for _, number in own],
                  "marker": {"color": style["color"], "symbol": style["symbol"],

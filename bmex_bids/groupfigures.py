@@ -15,6 +15,7 @@ from bmex_bids.groupdrawing import (
     Styles,
     axis_name,
     layout_of,
+    literal,
     panels_of,
     run_points,
     sample,
@@ -73,7 +74,7 @@ def histogram_figures(runs: Sequence[GroupRun], styles: Styles) -> dict[str, Fig
                 used = np.flatnonzero(curve > 0.004 * curve.max())
                 ends.append(float(grid[used[-1] + 1]) if len(used) else float(grid[-1]))
                 tops.append(float(np.sort(curve)[-3:].min()))  # one spiky bin does not decide
-                traces.append(_curve(grid, curve, f"{site} ({len(rows)})", panel) | {
+                traces.append(_curve(grid, curve, literal(f"{site} ({len(rows)})"), panel) | {
                     "legendgroup": site, "showlegend": panel == 1 or "Before" not in histograms[
                         rows[0]],
                     "line": {"color": styles[site]["color"], "dash": styles[site]["dash"],

@@ -13,7 +13,7 @@ from synthetic_run import make_result
 
 from bmex_bids import bids, derivatives, grouphistograms, intensity, pipeline
 from bmex_bids.group import group_report
-from bmex_bids.groupdrawing import site_styles
+from bmex_bids.groupdrawing import run_points, site_styles
 from bmex_bids.groupruns import collect
 from bmex_bids.grouptables import STATISTICS
 from bmex_bids.layout import InputError
@@ -121,6 +121,13 @@ def test_harmonisation_shows_in_the_numbers(sites: Path) -> None:
     assert value("sex_share_beyond_site", "mean GM", "after") < 0.15
     assert int(found["mean_difference", "TCT", "after-before"]["n"]) == 49
     assert 0.28 < value("mean_difference", "TCT", "after-before") < 0.34
+
+
+def test_a_name_of_a_site_is_no_markup() -> None:
+    style = {"color": "#000000", "symbol": "circle", "dash": "solid"}
+    one = np.ones(1)
+    (trace,) = run_points(one, one, [0], [0], ["<b>North</b>"], {"<b>North</b>": style})
+    assert trace["name"] == "&lt;b&gt;North&lt;/b&gt;"
 
 
 def test_page_of_three_sites(sites: Path) -> None:
