@@ -95,6 +95,12 @@ for conditions in inside read_only; do
     "$conditions" bmex-weights list
 done
 
+say "dataset"
+inside python -c '
+from pathlib import Path
+from bmex_bids.evaluation.demo import make_dataset, reference_brain
+make_dataset(Path("/bids"), reference_brain()[0])'
+
 say "a GPU that is not there"
 if inside bmex /bids /out participant --device cuda >"$work/cuda.txt" 2>&1; then
     echo "--device cuda succeeded without a GPU" >&2; exit 1
@@ -102,12 +108,6 @@ fi
 cat "$work/cuda.txt"
 grep -qi cuda "$work/cuda.txt"
 if grep -q Traceback "$work/cuda.txt"; then exit 1; fi
-
-say "dataset"
-inside python -c '
-from pathlib import Path
-from bmex_bids.evaluation.demo import make_dataset, reference_brain
-make_dataset(Path("/bids"), reference_brain()[0])'
 
 for conditions in inside read_only; do
     say "$conditions: one participant, then group"

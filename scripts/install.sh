@@ -15,6 +15,14 @@ install ${index:+--extra-index-url "$index"} "$torch"
 install "$source[validator,demo,spaces,combat]"
 rm /tmp/constraints.txt
 
+# What no run needs: tests of the libraries, and what PyTorch has to compile extensions.
+packages=$(/opt/bmex/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+rm -rf "$packages/torch/test" "$packages/torch/include"
+find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete
+for name in dask dipy matplotlib networkx numba numpy pandas scipy sklearn sympy; do
+    test ! -d "$packages/$name" || find "$packages/$name" -type d -name tests -prune -exec rm -rf {} +
+done
+
 # What TemplateFlow would make in a home that may not be there, on its first import.
 export TEMPLATEFLOW_HOME=/opt/templateflow NO_ET=1
 /opt/bmex/bin/python -c 'import templateflow'
