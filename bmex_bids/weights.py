@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,10 @@ __all__ = [
 
 SCHEMA = 1
 LIST = "models.json"
-ARCHITECTURES = ("BMEXPair", "DUNet", "TissueGuidedUNet", "UNet")
+ARCHITECTURES = {
+    "BMEXPair": "networks", "DUNet": "networks", "SlicePair": "duncan",
+    "TissueGuidedUNet": "networks", "UNet": "networks",
+}
 HOW_TO_ADD = (
     "Weights of the authors can be added with 'bmex-weights import FOLDER --models-dir DIR', then "
     "'bmex --models-dir DIR --model-set published'"
@@ -272,14 +276,13 @@ def new_network(architecture: Mapping[str, Any], where: str) -> nn.Module:
     Raises:
         WeightsError: no such class of networks, or arguments that it does not take.
     """
-    from bmex_bids import networks
-
     name = architecture.get("name")
     if name not in ARCHITECTURES:
         raise WeightsError(f"{where}: unknown architecture {name!r}: {', '.join(ARCHITECTURES)}")
     arguments = {key: value for key, value in architecture.items() if key != "name"}
     try:
-        network: nn.Module = getattr(networks, name)(**arguments)
+        module = importlib.import_module(f"bmex_bids.{ARCHITECTURES[name]}")
+        network: nn.Module = getattr(module, name)(**arguments)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{where}: {name} cannot be built ({error})") from error
     return network

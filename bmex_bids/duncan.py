@@ -1,0 +1,163 @@
+"""DUNCAN's networks: the content of 2-D slices without their artefacts, and volumes corrected so.
+
+Liu et al., Nat Mach Intell 3:60-67 (2021), doi:10.1038/s42256-020-00270-2. Only what the app needs
+stands here; the training, with artefact codes and discriminators, is in
+:mod:`bmex_bids.evaluation.baselines`. Shapes: ``b`` slices, ``c`` channels, ``y z`` the slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bmex_bids.networks import TISSUES, UNet, VoxelNorm
+
+__all__ = ["Corrector", "Decoder", "Encoder", "SlicePair"]
+
+SLICES = 16  # slices that are corrected at once, which bounds the memory
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions whose result is added to their input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = VoxelNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, c, y, z) -> (b, c, y, z)``."""
+        y: Tensor = self.conv2(F.leaky_relu(self.norm(self.conv1(x)), 0.1))
+        return x + y
+
+
+class Encoder(nn.Module):
+    """A slice as a code at three scales: full, half and quarter resolution.
+
+    The first channel of the full-resolution code begins as the slice itself, so that a decoder can
+    begin as the identity.
+    """
+
+    def __init__(self, width: int, blocks: int, inputs: int = 1):
+        super().__init__()
+        self.conv0 = nn.Conv2d(inputs, width, 7, padding=3)
+        self.down1 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
+        self.down2 = nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1)
+        self.norm1, self.norm2 = VoxelNorm(2 * width), VoxelNorm(4 * width)
+        self.blocks = nn.Sequential(*(Residual(4 * width) for _ in range(blocks)))
+        with torch.no_grad():
+            self.conv0.weight[0] = 0
+            self.conv0.weight[0, 0, 3, 3] = 1
+            nn.init.zeros_(self.conv0.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """``(b, inputs, y, z) -> [(b, w, y, z), (b, 2w, y/2, z/2), (b, 4w, y/4, z/4)]``."""
+        full = self.conv0(x)
+        half = F.leaky_relu(self.norm1(self.down1(F.leaky_relu(full, 0.1))), 0.1)
+        quarter = self.blocks(F.leaky_relu(self.norm2(self.down2(half)), 0.1))
+        return [full, half, quarter]
+
+
+class Decoder(nn.Module):
+    """A slice from its content code and, for the domain with artefacts, an artefact code.
+
+    Args:
+        width: of the content encoder.
+        blocks: residual blocks at the quarter resolution.
+        extra: width of the artefact encoder; 0 for the clean domain.
+    """
+
+    def __init__(self, width: int, blocks: int, extra: int = 0):
+        super().__init__()
+        both = width + extra
+        self.entry = nn.Conv2d(4 * both, 4 * width, 3, padding=1)
+        self.blocks = nn.Sequential(*(Residual(4 * width) for _ in range(blocks)))
+        self.up1 = nn.Conv2d(4 * width + 2 * both, 2 * width, 3, padding=1)
+        self.up2 = nn.Conv2d(2 * width + both, width, 3, padding=1)
+        self.norm1, self.norm2 = VoxelNorm(2 * width), VoxelNorm(width)
+        self.head = nn.Conv2d(width + both, 1, 3, padding=1)
+        with torch.no_grad():
+            nn.init.normal_(self.head.weight, std=1e-3)
+            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+            self.head.weight[0, width] = 0  # the content code's first channel: the slice
+            self.head.weight[0, width, 1, 1] = 1
+
+    def forward(self, content: Sequence[Tensor], artefact: Sequence[Tensor] = ()) -> Tensor:
+        """Codes as :class:`Encoder` gives them ``-> (b, 1, y, z)``."""
+        codes = list(content)
+        if artefact:
+            codes = [torch.cat(pair, 1) for pair in zip(content, artefact, strict=True)]
+        y = self.blocks(F.leaky_relu(self.entry(codes[2]), 0.1))
+        y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[1]), 1)
+        y = F.leaky_relu(self.norm1(self.up1(y)), 0.1)
+        y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[0]), 1)
+        y = F.leaky_relu(self.norm2(self.up2(y)), 0.1)
+        out: Tensor = self.head(torch.cat((y, codes[0]), 1))
+        return out
+
+
+class Corrector(nn.Module):
+    """Slices with artefacts to slices without: encode the content, decode it as clean."""
+
+    def __init__(self, width: int = 16, blocks: int = 4):
+        super().__init__()
+        self.content = Encoder(width, blocks)
+        self.decode = Decoder(width, blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, 1, y, z) -> (b, 1, y, z)``; sides multiples of 4."""
+        out: Tensor = self.decode(self.content(x))
+        return out
+
+    def volume(self, x: Tensor) -> Tensor:
+        """A volume corrected along its three axes, and the mean of them.
+
+        ``(b, 1, x, y, z) -> (b, 1, x, y, z)``; sides multiples of 4.
+        """
+        total = torch.zeros_like(x)
+        for axis in (2, 3, 4):
+            moved = x.movedim(axis, 1)  # (b, slices, 1, ., .)
+            slices = moved.reshape(-1, *moved.shape[2:])
+            done = torch.cat([self(part) for part in slices.split(SLICES)])
+            total += done.reshape(moved.shape).movedim(1, axis).to(total.dtype)
+        return total / 3
+
+
+class SlicePair(nn.Module):
+    """Tissues by a BME-X classifier, and the image corrected slice by slice.
+
+    Takes the place of :class:`bmex_bids.networks.TissueGuidedUNet` where the enhancement is
+    DUNCAN's or another method's on slices; the correction does not see the tissues.
+
+    Args:
+        tissue: keyword arguments of the classifier's :class:`bmex_bids.networks.UNet`.
+        corrector: keyword arguments of the :class:`Corrector`.
+        conditions: how many conditions the classifier tells apart; 0 for none.
+        condition: the one of the images.
+        classes: tissue classes including background.
+    """
+
+    def __init__(
+        self,
+        tissue: dict[str, object],
+        corrector: dict[str, int],
+        conditions: int = 0,
+        condition: int = 0,
+        classes: int = len(TISSUES),
+    ):
+        super().__init__()
+        self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
+        self.corrector = Corrector(**corrector)
+        self.conditions, self.condition = conditions, condition
+        self.multiple = max(self.tissue.multiple, 4)
+        self.live_channels = self.tissue.live_channels + 8
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(b, 1, x, y, z) ->`` tissue scores (classes) and the corrected image (1)."""
+        condition = torch.full((len(x),), self.condition, device=x.device)
+        scores = self.tissue(x, condition if self.conditions else None)
+        return scores, self.corrector.volume(x)
