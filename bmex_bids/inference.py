@@ -260,7 +260,7 @@ def _fitted(
     while True:
         try:
             if tile is None:
-                network.to(compute.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+                _lay_out(network.to(compute.device))
             most = math.prod(tile) // 2 if tile else _most_voxels(network, x.numel(), compute)
             tile = tile_shape(x.shape, most, limit, multiple=multiple, overlap=overlap)
             out = _tiles(
@@ -277,6 +277,16 @@ def _fitted(
             raise MemoryError(f"the network itself does not fit into the memory ({problem})")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _lay_out(network: nn.Module) -> None:
+    """Channels last in the weights of 3-D convolutions, which is the fast layout of both devices.
+
+    ``Module.to`` would refuse a network that has 2-D convolutions, too.
+    """
+    for parameter in network.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

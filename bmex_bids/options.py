@@ -335,6 +335,18 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add("--stage", choices=STAGE_NAMES, help="age stage of the model, instead of the age's")
     add("--models-dir", type=_folder, metavar="DIR", help="folder with models.json and weights")
     add("--model-set", default="bundled", metavar="NAME", help="bundled (default), published, ...")
+    add(
+        "--method", dest="model_set", type=_model_set, default=argparse.SUPPRESS, metavar="NAME",
+        help="bme-x (default) or duncan: short for --model-set bundled, --model-set duncan",
+    )
+
+
+def _model_set(method: str) -> str:
+    """The set of models of a method."""
+    sets = {"bme-x": "bundled", "duncan": "duncan"}
+    if method not in sets:
+        raise argparse.ArgumentTypeError(f"{method!r}: expected {' or '.join(sets)}")
+    return sets[method]
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
