@@ -191,6 +191,7 @@ class TissueGuidedUNet(nn.Module):
         classes: tissue classes including background; a fifth one is for lesions.
         reach: voxels that the local differences reach to each side; 0 for none.
         residual: predict the difference between the clean and the given image, or the clean image.
+        guided: show the enhancer the tissue probabilities; without them it is a U-Net by itself.
     """
 
     def __init__(
@@ -202,12 +203,14 @@ class TissueGuidedUNet(nn.Module):
         classes: int = len(TISSUES),
         reach: int = 0,
         residual: bool = True,
+        guided: bool = True,
     ):
         super().__init__()
-        self.reach, self.residual = reach, residual
+        self.reach, self.residual, self.guided = reach, residual, guided
         self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
         self.enhance = UNet(
-            1 + classes, 1 + 3 * reach, conditions=conditions, **enhance  # type: ignore[arg-type]
+            1 + classes * guided, 1 + 3 * reach, conditions=conditions,
+            **enhance,  # type: ignore[arg-type]
         )
         self.conditions, self.condition = conditions, condition
         self.multiple = max(self.tissue.multiple, self.enhance.multiple)
@@ -228,8 +231,10 @@ class TissueGuidedUNet(nn.Module):
         scores = self.tissue(x, condition)
         if not enhance:
             return scores, x
-        guided = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
-        change = self.enhance(guided, condition)
+        seen = x
+        if self.guided:
+            seen = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
+        change = self.enhance(seen, condition)
         if self.reach:
             weights = change[:, 1:]
             local = local_differences(x.to(change.dtype), self.reach)

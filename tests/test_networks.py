@@ -308,3 +308,15 @@ def test_without_residual_the_image_itself_is_predicted() -> None:
         with torch.inference_mode():
             found.append(pair(x)[1])
     torch.testing.assert_close(found[0], x + found[1])
+
+
+def test_without_guidance_the_enhancer_sees_the_image_alone() -> None:
+    part = {"widths": [4, 6], "thin": 0, "norm": "layer"}
+    x = torch.rand(1, 1, 16, 16, 16)
+    for guided in (True, False):
+        torch.manual_seed(1)
+        pair = TissueGuidedUNet(part, part, reach=1, guided=guided).eval()
+        with torch.inference_mode():
+            before = pair(x)[1]
+            torch.nn.init.normal_(pair.tissue.unfold.weight, std=5.0)
+            assert torch.equal(pair(x)[1], before) is not guided
