@@ -29,6 +29,7 @@ Mask = npt.NDArray[np.bool_]
 
 EDGES: npt.NDArray[np.float64] = np.linspace(0.0, 1000.0, 101)
 """Bin edges of every stored histogram, on the common scale."""
+BLOCK_MM = 2.0  # side of the blocks whose means the bias field is estimated from
 
 
 def brain_gain(volume: Array, mask: Mask) -> float:
@@ -60,13 +61,13 @@ def bias_field(
     mask: Mask,
     zooms: npt.NDArray[np.float64],
     *,
-    spacing: float = 4.0,
-    iterations: tuple[int, ...] = (30, 30, 20),
+    spacing: float = 6.0,
+    iterations: tuple[int, ...] = (50, 50, 30),
 ) -> Array:
     """Multiplicative bias field by N4 (doi:10.1109/TMI.2010.2046908).
 
     Estimated inside the mask on a shrunken image, evaluated at full resolution. Shrinking averages
-    blocks of about 2 mm, since noise misleads the estimate, and then takes every other one, since
+    blocks of about 2 mm, since noise misleads the estimate, and then takes every third one, since
     larger blocks mix the tissues. The field's geometric mean in the mask is 1, so that dividing by
     it keeps the brain's overall intensity.
 
@@ -105,7 +106,7 @@ def _shrink_factors(
     blocks, steps = [], []
     for size, zoom in zip(shape, zooms, strict=True):
         whole = min(max(int(round(spacing / float(zoom))), 1), max(size // 8, 1))
-        blocks.append(min(max(int(round(spacing / 2 / float(zoom))), 1), whole))
+        blocks.append(min(max(int(round(BLOCK_MM / float(zoom))), 1), whole))
         steps.append(max(whole // blocks[-1], 1))
     return blocks, steps
 
