@@ -3,8 +3,8 @@
     python benchmarks/bias.py
 
 Per case: TCT (labels: nilearn's tissue maps; the clean image has 2.30) of the input, after division
-by the true field, and after division by the estimate; standard deviation of the logarithm of estimate
-over truth in the brain; seconds of processor.
+by the true field, and after division by the estimate; standard deviation of the logarithm of
+estimate over truth in the brain; seconds of processor.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def main() -> None:
             seconds = time.process_time() - start
             error = float(np.log(found / field)[mask].std())
             tct = [metrics.tct((given / f).astype(np.float32), labels) for f in (1, field, found)]
-            print(f"{strength:5.1f} {noise:5.0%} |     {tct[0]:5.2f}  {tct[1]:5.2f}  {tct[2]:5.2f} | "
-                  f"{error:.3f}  {seconds:5.1f}", flush=True)
+            told = "  ".join(f"{value:5.2f}" for value in tct)
+            print(f"{strength:5.1f} {noise:5.0%} |     {told} | {error:.3f}  {seconds:5.1f}",
+                  flush=True)
 
 
 if __name__ == "__main__":
