@@ -10,7 +10,7 @@ import numpy as np
 
 EDGES = np.linspace(0, 1000, 101)
 TISSUES = {"CSF": (140.0, 45.0, 0.15), "GM": (300.0, 35.0, 0.5), "WM": (420.0, 30.0, 0.35)}
-FLAGS = ("tissue contrast (TCT) did not rise", "thick slices (2.5 mm): fine detail is interpolated")
+FLAGS = ("tissue contrast (TCT) fell", "thick slices (2.5 mm): fine detail is interpolated")
 SCANNERS = (
     ("Siemens", "Prisma", 3), ("GE MEDICAL SYSTEMS", "Signa HDxt", 1.5), ("Philips", "Ingenia", 3),
     ("Siemens", "Skyra", 3), ("GE MEDICAL SYSTEMS", "Discovery MR750", 3),

@@ -115,7 +115,7 @@ def test_identity_gives_the_input_back(
     assert volumes == pytest.approx(result.metrics["VolumeBrainMask"])
     assert sum(result.histograms["Before"]) == pytest.approx(1)
     assert any("TCT" in flag for flag in result.flags) == (
-        not result.metrics["TCTAfter"] > result.metrics["TCTBefore"]
+        not result.metrics["TCTAfter"] > 0.98 * result.metrics["TCTBefore"]
     )
 
 
