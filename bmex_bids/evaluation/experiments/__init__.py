@@ -1,0 +1,1 @@
+"""The papers' experiments; each is ``python -m bmex_bids.evaluation.experiments.NAME``."""

@@ -1,0 +1,246 @@
+"""What the experiments share: options, methods, rows that are written as they come, tables."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from bmex_bids import metrics
+from bmex_bids.evaluation.baselines.filters import (
+    Mask,
+    Method,
+    Volume,
+    ants_denoise,
+    interpolated,
+    non_local_means,
+)
+from bmex_bids.evaluation.baselines.nlup import upsampled
+from bmex_bids.evaluation.experiments.brains import Brain, Scene, held_out
+from bmex_bids.inference import Compute, enhance_volume
+from bmex_bids.training.degrade import Recipe
+from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
+
+__all__ = [
+    "SIX", "Row", "Setup", "fresh", "method_of", "options", "record_of", "rows_kept", "setup_of",
+    "six", "table", "tissues_of",
+]  # fmt: skip
+
+Row = dict[str, str]
+CPU = Compute("cpu", "float32")
+SIX = ("MSE", "PSNR", "SSIM", "MS-SSIM", "UQI", "VIF")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The choices of one call.
+
+    Attributes:
+        out: folder for ``NAME.tsv``, ``NAME.md`` and ``NAME.png``.
+        brains: kept out of training.
+        methods: their names; ``bmex`` is the bundled model set, any other set of the models folder
+            (such as ``duncan``) is a method by its name.
+        models: folder of models; None for the bundled ones.
+        ants: Python that has antspyx, or None.
+        quick: as little as shows that it runs.
+    """
+
+    out: Path
+    brains: tuple[Brain, ...]
+    methods: tuple[str, ...]
+    models: Path | None
+    ants: str | None
+    quick: bool
+
+
+def options(name: str, text: str | None) -> argparse.ArgumentParser:
+    """The options that every experiment has."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bmex_bids.evaluation.experiments.{name}", description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with label_maps and templates; without it only MNI152")
+    add("--out", type=Path, default=Path("work/experiments"), help="rows there are kept")
+    add("--crop", type=int, default=112, help="central cube in voxels of 0.8 mm; 0: whole brains")
+    add("--heads", type=int, default=1, help="held-out label maps per condition")
+    add("--conditions", nargs="+", default=["T1w-24", "T2w-24", "T1w-12", "T2w-0"])
+    add("--methods", nargs="+", default=["bmex", "nlm", "nlup"],
+        help="bmex, nlm, ants, nlup, cubic, linear, or another model set's name")
+    add("--models-dir", type=Path)
+    add("--ants", metavar="PYTHON", help="an interpreter that has antspyx")
+    add("--quick", action="store_true", help="seconds: a small part of MNI152, few conditions")
+    return parser
+
+
+def setup_of(args: argparse.Namespace) -> Setup:
+    """What the options ask for.
+
+    Raises:
+        ValueError: ``ants`` without an interpreter.
+    """
+    if "ants" in args.methods and not args.ants:
+        raise ValueError("the method ants needs --ants PYTHON, an interpreter that has antspyx")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.quick:
+        brains = held_out(None, crop=min(args.crop, 64) or 64, heads=0, conditions=["T1w-24"])
+    else:
+        brains = held_out(
+            args.data, crop=args.crop, heads=args.heads, conditions=args.conditions
+        )
+    return Setup(
+        args.out, tuple(brains), tuple(args.methods), args.models_dir, args.ants, args.quick
+    )
+
+
+def record_of(models: Path | None, condition: str, name: str = "bundled") -> ModelRecord:
+    """The model of a condition.
+
+    Raises:
+        ValueError: there is none.
+    """
+    suffix, _, stage = condition.partition("-")
+    for record in list_models(models_dir(models)):
+        if (record.kind, record.set, record.stage) == ("enhance", name, stage):
+            if suffix in record.suffixes:
+                return record
+    raise ValueError(f"no model of the set {name!r} for {condition}")
+
+
+@lru_cache(maxsize=2)
+def _network(models: Path | None, condition: str, name: str) -> tuple[nn.Module, ModelRecord]:
+    record = record_of(models, condition, name)
+    return load_network(record), record
+
+
+def tissues_of(
+    models: Path | None, volume: Volume, condition: str, *, name: str = "bundled",
+    flips: bool = False,
+) -> tuple[Volume, Volume, Volume | None]:
+    """Probabilities, enhanced image and, with flips, uncertainty, at a brain median of 1."""
+    network, record = _network(models, condition, name)
+    scale = np.float32(record.scale)
+    shares, made, spread = enhance_volume(network, volume * scale, CPU, flips=flips)
+    return shares, made / scale, None if spread is None else spread / scale
+
+
+def method_of(setup: Setup, name: str, recipe: Recipe) -> Method | None:
+    """A method by its name; None where it does not apply, as upsampling without thick slices."""
+    thick, axis = recipe.slice_factor, recipe.slice_axis
+    if name in ("nlup", "cubic", "linear"):
+        if thick <= 1:
+            return None
+        if name == "nlup":
+            return upsampled(thick, axis=axis)
+        return interpolated(round(thick), axis=axis, order=3 if name == "cubic" else 1)
+    if name == "input":
+        return lambda volume, mask, condition: volume
+    if name == "nlm":
+        return non_local_means
+    if name == "ants":
+        return ants_denoise(str(setup.ants))
+    chosen = "bundled" if name == "bmex" else name
+
+    def network(volume: Volume, mask: Mask, condition: str) -> Volume:
+        made = tissues_of(setup.models, volume, condition, name=chosen)[1]
+        return np.where(mask, made, 0).astype(np.float32)
+
+    return network
+
+
+def six(volume: Volume, truth: Scene) -> dict[str, float]:
+    """The six measures, 3-D, inside the brain; range: the clean brain's 99.9th percentile."""
+    clean, mask, top = truth.clean, truth.mask, truth.top
+    return {
+        "MSE": metrics.mse(volume, clean, mask) / top**2,
+        "PSNR": metrics.psnr(volume, clean, mask, top),
+        "SSIM": metrics.ssim(volume, clean, mask, top),
+        "MS-SSIM": metrics.ms_ssim(volume, clean, mask, top),
+        "UQI": metrics.uqi(volume, clean, mask),
+        "VIF": metrics.vif(volume, clean, mask, top),
+    }
+
+
+def rows_kept(path: Path) -> list[Row]:
+    """The rows that are there."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def fresh(
+    path: Path, keys: Sequence[Mapping[str, str]]
+) -> Iterator[tuple[Mapping[str, str], _Adder]]:
+    """The keys without rows, each with a function that adds rows to the file at once.
+
+    A start after an end goes on where it ended: a key whose rows are there is not asked for again.
+    """
+    there = rows_kept(path)
+    for key in keys:
+        if not any(all(row.get(k) == v for k, v in key.items()) for row in there):
+            yield key, _Adder(path, dict(key))
+
+
+@dataclass(frozen=True)
+class _Adder:
+    path: Path
+    key: Row
+
+    def __call__(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Append rows, all of one key together."""
+        made = [self.key | {k: _text(v) for k, v in row.items()} for row in rows]
+        new = not self.path.exists()
+        with open(self.path, "a", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(made[0]), delimiter="\t")
+            if new:
+                writer.writeheader()
+            writer.writerows(made)
+        print(*self.key.values(), flush=True)
+
+
+def _text(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def numbers(rows: Iterable[Row], column: str) -> npt.NDArray[np.float64]:
+    """A column's finite values."""
+    values = np.array([float(row[column]) for row in rows], np.float64)
+    return values[np.isfinite(values)]
+
+
+def table(
+    rows: Sequence[Row], by: Sequence[str], columns: Mapping[str, int], note: str = ""
+) -> str:
+    """Markdown: means of the columns, with so many digits, by groups in the order of the rows."""
+    head = [*by, "n", *columns]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for group in dict.fromkeys(tuple(row[k] for k in by) for row in rows):
+        chosen = [row for row in rows if tuple(row[k] for k in by) == group]
+        cells = []
+        for column, digits in columns.items():
+            values = numbers(chosen, column)
+            cells.append(f"{values.mean():.{digits}f}" if values.size else "")
+        lines.append("| " + " | ".join([*group, str(len(chosen)), *cells]) + " |")
+    return "\n".join([*lines, "", note]) if note else "\n".join(lines)
+
+
+def finish(setup: Setup, name: str, text: str) -> int:
+    """Write and print the table, with the model that made it."""
+    record = record_of(setup.models, setup.brains[0].condition)
+    images = ", ".join(dict.fromkeys(f"{b.name} ({b.condition})" for b in setup.brains))
+    told = (
+        f"Weights {record.file} of version {record.version}, sha256 {record.sha256[:12]}. "
+        f"Images, none of them trained on: {images}."
+    )
+    written = f"{text}\n\n{told}\n"
+    (setup.out / f"{name}.md").write_text(written, encoding="utf-8")
+    print("\n" + written)
+    return 0

@@ -1,0 +1,96 @@
+"""Severity of motion x slice thickness x noise or smoothing, by method: the six measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from bmex_bids.evaluation.experiments.brains import scene
+from bmex_bids.evaluation.experiments.drawing import boxes, heat
+from bmex_bids.evaluation.experiments.frame import (
+    SIX,
+    finish,
+    fresh,
+    method_of,
+    options,
+    rows_kept,
+    setup_of,
+    six,
+    table,
+)
+from bmex_bids.training.degrade import Recipe, standard_recipe
+from bmex_bids.training.motion import KINDS
+from bmex_bids.training.pool import GRID
+
+__all__ = ["main", "recipe_of"]
+
+EXTRAS = {"none": Recipe(), "noise": Recipe(noise=0.05), "smoothing": Recipe(smooth=0.8)}
+
+
+def recipe_of(severity: str, thickness: float, extra: str, kind: str) -> Recipe:
+    """One cell: motion of one kind (``none`` for none), slices in mm, and 5% noise or smoothing."""
+    base = Recipe() if severity == "none" else standard_recipe(kind, severity)
+    added = EXTRAS[extra]
+    return replace(
+        base, slice_factor=thickness / GRID, noise=added.noise, smooth=added.smooth
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing, and write table and figures."""
+    parser = options("grid", __doc__)
+    parser.add_argument("--severities", nargs="+", default=["minor", "moderate", "severe"])
+    parser.add_argument("--thickness", nargs="+", type=float, default=[0.8, 1.6, 2.4])
+    parser.add_argument("--extras", nargs="+", default=["none"], choices=EXTRAS)
+    args = parser.parse_args(argv)
+    setup = setup_of(args)
+    severities = args.severities[-1:] if setup.quick else args.severities
+    path = setup.out / "grid.tsv"
+    for number, brain in enumerate(setup.brains):
+        keys = [
+            {"image": brain.name, "contrast": brain.condition, "motion": s, "mm": str(t),
+             "extra": e}
+            for s in severities for t in args.thickness for e in args.extras
+        ]  # fmt: skip
+        for key, add in fresh(path, keys):
+            kind = KINDS[(number + severities.index(key["motion"])) % len(KINDS)]
+            recipe = recipe_of(key["motion"], float(key["mm"]), key["extra"], kind)
+            shown = scene(brain, recipe, 70_000 + number)
+            rows = []
+            for name in ("input", *setup.methods):
+                method = method_of(setup, name, recipe)
+                if method is not None:
+                    made = method(shown.given, shown.mask, shown.condition)
+                    rows.append({"method": name, "kind": kind, **six(made, shown)})
+            add(rows)
+    rows = rows_kept(path)
+    heat(rows, ("motion", "mm"), "method", "PSNR", setup.out / "grid-heat.png")
+    boxes(rows, "method", SIX, setup.out / "grid.png")
+    digits = {name: 5 if name == "MSE" else 2 if name == "PSNR" else 3 for name in SIX}
+    lost = _lost(rows)
+    note = "bmex leads every cell of the means." if not lost else "bmex does not lead: " + lost
+    return finish(
+        setup, "grid", table(rows, ("motion", "mm", "extra", "method"), digits) + "\n\n" + note
+    )
+
+
+def _lost(rows: list[dict[str, str]]) -> str:
+    """The cells in which another method has the better mean than bmex."""
+    found = []
+    for cell in dict.fromkeys((r["motion"], r["mm"], r["extra"]) for r in rows):
+        here = [r for r in rows if (r["motion"], r["mm"], r["extra"]) == cell]
+        for name in SIX:
+            means = {
+                m: float(np.mean([float(r[name]) for r in here if r["method"] == m]))
+                for m in dict.fromkeys(r["method"] for r in here)
+            }
+            best = (min if name == "MSE" else max)(means, key=lambda m: means[m])
+            if best != "bmex":
+                found.append(f"{' '.join(cell)} {name} ({best})")
+    return ", ".join(found)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

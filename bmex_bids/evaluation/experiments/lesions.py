@@ -1,0 +1,132 @@
+"""Lesions of known size in white matter: how much of their contrast is kept.
+
+Balls of the grey matter's intensity are put into white matter, the brain is corrupted, and the
+contrast (mean of the surrounding 2 voxels minus mean of the lesion) of each method's result is
+divided by the clean image's. 1 keeps it, 0 erases it. Lesion class: share of the lesion's voxels
+that the bundled classifier calls lesion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
+
+from bmex_bids.evaluation.baselines.filters import Mask, Volume
+from bmex_bids.evaluation.experiments.brains import Scene, repainted, scene
+from bmex_bids.evaluation.experiments.drawing import points
+from bmex_bids.evaluation.experiments.frame import (
+    finish,
+    fresh,
+    method_of,
+    options,
+    rows_kept,
+    setup_of,
+    table,
+    tissues_of,
+)
+from bmex_bids.training.degrade import Recipe, standard_recipe
+
+__all__ = ["contrast", "inserted", "main"]
+
+DIAMETERS = (3.0, 5.0, 8.0)  # mm
+RECIPES = {
+    "clean": Recipe(),
+    "severe": standard_recipe("sudden", "severe", 0.02),
+    "noise": Recipe(noise=0.05),
+    "thick": Recipe(slice_factor=3.0),
+}
+
+
+def inserted(shown: Scene, seed: int, *, each: int = 4) -> tuple[Volume, list[tuple[float, Mask]]]:
+    """The clean image with balls in its white matter, and their diameters in mm and masks.
+
+    Raises:
+        ValueError: the tissue is not known, or there is no room for a lesion.
+    """
+    white = shown.tissue == 3
+    if not white.any():
+        raise ValueError("lesions need a brain whose tissue is known")
+    grey = float(np.median(shown.clean[shown.tissue == 2]))
+    draw = np.random.default_rng(seed)
+    image, made = shown.clean.copy(), []
+    room = distance_transform_edt(white) * 0.8
+    places = np.indices(white.shape)
+    for diameter in DIAMETERS:
+        for _ in range(each):
+            free = np.argwhere(room > diameter / 2 + 1)
+            if not len(free):
+                break
+            centre = free[draw.integers(len(free))]
+            away = 0.8 * np.sqrt(((places - centre[:, None, None, None]) ** 2).sum(0))
+            ball = away <= diameter / 2
+            soft = gaussian_filter(ball.astype(np.float32), 0.5)
+            image = image + soft * (grey - image)
+            room[away < diameter + 3] = 0
+            made.append((diameter, ball))
+    if not made:
+        raise ValueError("there is no room for a lesion in the white matter")
+    return image.astype(np.float32), made
+
+
+def contrast(volume: Volume, lesion: Mask) -> float:
+    """Mean of the shell of 2 voxels, one voxel away, minus the mean of the lesion."""
+    shell = binary_dilation(lesion, iterations=3) & ~binary_dilation(lesion, iterations=1)
+    return float(volume[shell].mean() - volume[lesion].mean())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing, and write table and figure."""
+    args = options("lesions", __doc__).parse_args(argv)
+    setup = setup_of(args)
+    path = setup.out / "lesions.tsv"
+    for number, brain in enumerate(setup.brains):
+        keys = [
+            {"image": brain.name, "contrast": brain.condition, "case": case}
+            for case in (list(RECIPES)[:2] if setup.quick else RECIPES)
+        ]
+        for key, add in fresh(path, keys):
+            base = scene(brain, Recipe(), 72_000 + number)
+            if not (base.tissue == 3).any():
+                continue
+            image, lesions = inserted(base, number)
+            recipe = RECIPES[key["case"]]
+            shown = _same_box(scene(repainted(brain, base, image), recipe, 72_500), base, lesions)
+            shares = tissues_of(setup.models, shown[0].given, brain.condition)[0]
+            called = shares.argmax(0) == 4
+            rows: list[dict[str, object]] = []
+            for name in ("input", *setup.methods):
+                method = method_of(setup, name, recipe)
+                if method is None:
+                    continue
+                made = method(shown[0].given, shown[0].mask, brain.condition)
+                for diameter, lesion in shown[1]:
+                    rows.append({
+                        "method": name, "mm": diameter,
+                        "kept": contrast(made, lesion) / contrast(shown[0].clean, lesion),
+                        "lesion_class": float(called[lesion].mean()),
+                    })  # fmt: skip
+            add(rows)
+    rows = rows_kept(path)
+    points(rows, "mm", "kept", "method", setup.out / "lesions.png")
+    text = table(rows, ("case", "mm", "method"), {"kept": 2, "lesion_class": 2})
+    return finish(setup, "lesions", text)
+
+
+def _same_box(
+    shown: Scene, base: Scene, lesions: list[tuple[float, Mask]]
+) -> tuple[Scene, list[tuple[float, Mask]]]:
+    """The lesions' masks on the grid of a scene that was cropped to the brain with a margin."""
+    spot = np.argwhere(base.mask).min(0)
+    start = np.argwhere(shown.mask).min(0)
+    moved = []
+    for diameter, lesion in lesions:
+        there = np.zeros(shown.mask.shape, bool)
+        there[tuple((np.argwhere(lesion) - spot + start).T)] = True
+        moved.append((diameter, there))
+    return shown, moved
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
