@@ -23,7 +23,7 @@ from bmex_bids.bids import Job
 from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.derivatives import Result
 from bmex_bids.image import Image, ImageError, load_image
-from bmex_bids.inference import Compute, enhance_volume, three_tissues
+from bmex_bids.inference import Compute, enhance_volume
 from bmex_bids.spatial import Grid, conform, crop_to_mask, model_grid, onto_grid, restore
 from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, kept_network
 
@@ -128,8 +128,8 @@ def enhance_run(
     with clock.step("conform, normalise, classify and enhance"):
         out = _apply_network(corrected, inside, affine, record, settings)
     with clock.step("restore"):
-        change = restore(out.change, out.grid)
-        restored = np.where(inside, np.maximum(corrected + change, 0), 0).astype(np.float32)
+        restored = corrected + restore(out.change, out.grid)
+        restored = np.where(inside, np.maximum(restored, 0), 0).astype(np.float32)
         probabilities, labels, lesions = _tissues(out, inside)
         anchors = _anchors(restored, probabilities, record)
         enhanced = np.where(inside, intensity.apply_anchors(restored, anchors), 0)
@@ -155,12 +155,15 @@ def enhance_run(
     if not keep:
         numbers = {k: v for k, v in numbers.items() if "After" not in k and k not in _PAIRED}
         histograms = {k: v for k, v in histograms.items() if not k.startswith("After")}
+    del given, bias, corrected, restored, scaled  # a large image needs the memory
+    probabilities = _pasted(probabilities, box, mask.shape)
+    labels = _pasted(labels, box, mask.shape)
     return Result(
         job=job,
         image=image,
         mask=mask,
-        labels=_pasted(labels, box, mask.shape),
-        probabilities=_pasted(probabilities, box, mask.shape),
+        labels=labels,
+        probabilities=probabilities,
         lesions=(
             _pasted(lesions, box, mask.shape) if settings.lesions and lesions is not None else None
         ),
@@ -294,17 +297,23 @@ def _tissues(out: _Output, mask: Mask) -> tuple[Array, npt.NDArray[np.uint8], Ar
 
     Lesions are white matter in the probabilities and labels; None if the network has no such class.
     """
-    shares = np.empty((len(out.probabilities) - 1, *mask.shape), np.float32)
+    tissues = np.empty((3, *mask.shape), np.float32)
+    lesions = np.empty(mask.shape, np.float32) if len(out.probabilities) > 4 else None
+    shares = [*tissues] if lesions is None else [*tissues, lesions]
+    total = np.zeros(mask.shape, np.float32)
     for share, probability in zip(shares, out.probabilities[1:], strict=True):
         np.maximum(restore(probability, out.grid, order=1), 0, out=share)
         share *= mask
-    total = shares.sum(0)
+        total += share
     total[total <= 1e-6] = 1
-    shares /= total
-    lesions = shares[3] if len(shares) > 3 else None
-    shares = three_tissues(np.concatenate((np.zeros_like(shares[:1]), shares)))
-    labels = np.where(mask, shares.argmax(0) + 1, 0).astype(np.uint8)
-    return shares, labels, lesions
+    for share in shares:
+        share /= total
+    if lesions is not None:
+        tissues[2] += lesions  # as three_tissues() has it, without a copy of all
+    labels = np.zeros(mask.shape, np.uint8)
+    for part, label, inside in zip(tissues.swapaxes(0, 1), labels, mask, strict=True):
+        label[inside] = part.argmax(0)[inside] + 1
+    return tissues, labels, lesions
 
 
 def _anchors(
