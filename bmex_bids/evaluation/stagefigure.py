@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bmex_bids.evaluation.stages import CASES, Brain, real_brain, synthetic_brains
+from bmex_bids.evaluation.experiments.brains import Brain, real_brain, synthetic_brains
+from bmex_bids.evaluation.stages import CASES
 from bmex_bids.inference import Compute, enhance_volume, resolve, three_tissues
 from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
 

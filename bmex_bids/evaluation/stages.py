@@ -12,26 +12,26 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from bmex_bids import metrics
-from bmex_bids.image import load_image
+from bmex_bids.evaluation.baselines.filters import (
+    Mask,
+    Volume,
+    ants_denoise,
+    interpolated,
+    non_local_means,
+)
+from bmex_bids.evaluation.experiments.brains import Brain, real_brain, synthetic_brains
 from bmex_bids.inference import Compute, enhance_volume, resolve, three_tissues
-from bmex_bids.spatial import conform, model_grid
-from bmex_bids.training import pool
 from bmex_bids.training.degrade import Recipe, standard_recipe
-from bmex_bids.training.labels import load_label_map, load_table, split
 from bmex_bids.training.motion import KINDS
 from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
 
-__all__ = ["CASES", "Brain", "main", "rows_of", "summary"]
+__all__ = ["CASES", "main", "rows_of", "summary"]
 
-Volume = npt.NDArray[np.float32]
 CASES: dict[str, Callable[[str], Recipe]] = {
     "clean": lambda kind: Recipe(),
     "minor motion": lambda kind: standard_recipe(kind, "minor", 0.02),
@@ -42,85 +42,20 @@ CASES: dict[str, Callable[[str], Recipe]] = {
 NUMBERS = ("psnr_before", "psnr", "ssim_before", "ssim", "dice_CSF", "dice_GM", "dice_WM")
 
 
-@dataclass(frozen=True)
-class Brain:
-    """One clean brain and how to degrade it.
-
-    Attributes:
-        name: of the image or label map.
-        source: ``synthetic`` or ``real``.
-        make: recipe and seed -> sample, see :mod:`bmex_bids.training.pool`.
-    """
-
-    name: str
-    source: str
-    make: Callable[[Recipe, int], dict[str, torch.Tensor]]
-
-
-def synthetic_brains(label_maps: Path, condition: str, count: int) -> Iterator[Brain]:
-    """Brains of a condition's contrast from the held-out label maps."""
-    table = load_table(label_maps / "dseg.tsv")
-    for path in split(label_maps)[1][:count]:
-        head = load_label_map(path, table)
-
-        def make(recipe: Recipe, seed: int, head=head) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
-            generator = torch.Generator().manual_seed(seed)
-            return pool.enhancement_sample(
-                head, table, generator, recipe, condition=condition, states=16
-            )
-
-        yield Brain(head.name, "synthetic", make)
-
-
-def real_brain(path: Path, condition: str, labels: Path | None) -> Brain:
-    """A clean, skull-stripped image; with labels, ``NAME_dseg.nii.gz`` in that folder."""
-    image = load_image(path)
-    mask = image.data > 0
-    grid = model_grid(image.data.shape, image.affine, pool.GRID, mask=mask)
-    inside = conform(mask.astype(np.float32), grid, order=1) > 0.5
-    clean = np.where(inside, np.maximum(conform(image.data, grid), 1e-3), 0).astype(np.float32)
-    tissue = None
-    found = labels / path.name.replace(".nii", "_dseg.nii") if labels is not None else None
-    if found is not None and found.exists():
-        given = load_image(found).data
-        shares = [conform((given == c).astype(np.float32), grid, order=1) for c in range(4)]
-        tissue = torch.from_numpy(np.argmax(shares, axis=0).astype(np.uint8))
-
-    def make(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        return pool.real_sample(
-            torch.from_numpy(clean), generator, recipe, condition=condition, tissue=tissue,
-            states=16,
-        )
-
-    return Brain(path.name.split(".")[0], "real", make)
-
-
 def _peers(
-    given: Volume, brain: npt.NDArray[np.bool_], thick: bool
+    given: Volume, brain: Mask, condition: str, *, thick: bool, ants: str | None
 ) -> Iterator[tuple[str, Volume]]:
     """Results of methods without training."""
-    import ants
-    from dipy.denoise.nlmeans import nlmeans
-    from dipy.denoise.noise_estimate import estimate_sigma
-    from scipy.ndimage import zoom
-
-    sigma = float(np.mean(estimate_sigma(given, N=1)))
-    denoised = nlmeans(given, sigma=sigma, mask=brain, rician=True, num_threads=1)
-    yield "non-local means", np.asarray(denoised, np.float32)
-    image = ants.denoise_image(
-        ants.from_numpy(given), mask=ants.from_numpy(brain.astype(np.float32)), noise_model="Rician"
-    )
-    yield "ANTs DenoiseImage", image.numpy().astype(np.float32)
+    yield "non-local means", non_local_means(given, brain, condition)
+    if ants is not None:
+        yield "ANTs DenoiseImage", ants_denoise(ants)(given, brain, condition)
     if thick:
-        centres = given[:, :, 1::3]
-        full = zoom(centres, (1, 1, given.shape[2] / centres.shape[2]), order=3, grid_mode=True,
-                    mode="nearest")
-        yield "cubic", np.where(brain, full, 0).astype(np.float32)
+        yield "cubic", interpolated(3)(given, brain, condition)
 
 
 def rows_of(
-    brain: Brain, record: ModelRecord, compute: Compute, *, number: int, peers: bool = False
+    brain: Brain, record: ModelRecord, compute: Compute, *, number: int, peers: bool = False,
+    ants: str | None = None,
 ) -> Iterator[dict[str, object]]:
     """One row per case and method: what it was, PSNR, SSIM, Dice of the tissues."""
     network = load_network(record)
@@ -133,7 +68,9 @@ def rows_of(
         truth = np.where(truth == 4, 3, truth)
         results = [("bmex", enhanced / np.float32(record.scale))]
         if peers:
-            results += list(_peers(given, inside, case == "2.4 mm slices"))
+            results += list(_peers(
+                given, inside, brain.condition, thick=case == "2.4 mm slices", ants=ants
+            ))
         top = float(np.percentile(target[inside], 99.9))
         for method, volume in results:
             row: dict[str, object] = {
@@ -190,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--real-labels", type=Path, help="folder with their *_dseg.nii.gz")
     parser.add_argument("--peers", action="store_true", help="compare with untrained methods")
+    parser.add_argument("--ants", metavar="PYTHON", help="with antspyx: DenoiseImage is a peer")
     parser.add_argument("--models-dir", type=Path)
     parser.add_argument("--save", type=Path, help="write the rows as TSV")
     args = parser.parse_args(argv)
@@ -205,7 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == record.name:
                 brains.append(real_brain(Path(path), condition, args.real_labels))
         for number, brain in enumerate(brains):
-            for row in rows_of(brain, record, compute, number=number, peers=args.peers):
+            for row in rows_of(
+                brain, record, compute, number=number, peers=args.peers, ants=args.ants
+            ):
                 rows.append(row)
                 print(*(row[k] for k in ("model", "image", "case", "method")), flush=True)
             if args.save is not None:

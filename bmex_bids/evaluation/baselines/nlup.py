@@ -75,4 +75,5 @@ def upsampled(factor: float, *, axis: int = 2) -> Method:
 
 
 def _along(matrix: Tensor, volume: Tensor, axis: int) -> Tensor:
-    return torch.tensordot(matrix, volume, dims=([1], [axis])).movedim(0, axis)
+    made: Tensor = torch.tensordot(matrix, volume, dims=([1], [axis])).movedim(0, axis)
+    return made

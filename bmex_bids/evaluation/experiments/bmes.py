@@ -64,7 +64,7 @@ def train(network: Segmenter, pool: Path, settings: Settings) -> float:
             scores = network(read.batch["input"][:, None], read.batch["condition"])
             loss = F.cross_entropy(scores, _known(read.batch), ignore_index=IGNORE)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             last = float(loss.detach())
     return last

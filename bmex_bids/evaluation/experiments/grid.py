@@ -58,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             kind = KINDS[(number + severities.index(key["motion"])) % len(KINDS)]
             recipe = recipe_of(key["motion"], float(key["mm"]), key["extra"], kind)
             shown = scene(brain, recipe, 70_000 + number)
-            rows = []
+            lines: list[dict[str, object]] = []
             for name in ("input", *setup.methods):
                 method = method_of(setup, name, recipe)
                 if method is not None:
                     made = method(shown.given, shown.mask, shown.condition)
-                    rows.append({"method": name, "kind": kind, **six(made, shown)})
-            add(rows)
+                    lines.append({"method": name, "kind": kind, **six(made, shown)})
+            add(lines)
     rows = rows_kept(path)
     heat(rows, ("motion", "mm"), "method", "PSNR", setup.out / "grid-heat.png")
     boxes(rows, "method", SIX, setup.out / "grid.png")

@@ -1,9 +1,9 @@
 """One anatomy under several scanner-like contrasts and resolutions: do the histograms agree?
 
 Scanners differ by gamma, noise, smoothing and slice thickness. Wasserstein-1 distance of each
-pair's histograms in the brain (brain median 1): as given, after each method, after histogram matching to
-the first scanner alone, and after the method and the matching. Histogram matching needs no network,
-so that only what goes beyond it is harmonisation; the error against the clean image shows it.
+pair's histograms in the brain (brain median 1): as given, after each method, after histogram
+matching to the first scanner alone, and after both. Matching needs no network: only what goes
+beyond it is harmonisation, and the voxelwise difference between the scanners shows it.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                     made[scanner], mask = volume, shown.mask
                 first = next(iter(made))
                 alike = {s: matched(v, mask, made[first], mask) for s, v in made.items()}
-                rows: list[dict[str, object]] = []
+                lines: list[dict[str, object]] = []
                 for matching, volumes in (("no", made), ("yes", alike)):
                     for one, other in itertools.combinations(volumes, 2):
                         pair = [volumes[s][mask] for s in (one, other)]
-                        rows.append({
+                        lines.append({
                             "matching": matching, "pair": f"{one}-{other}",
                             "distance": float(wasserstein_distance(pair[0][::7], pair[1][::7])),
                             "difference": float(np.abs(pair[0] - pair[1]).mean()),
                         })  # fmt: skip
-                add(rows)
+                add(lines)
     rows = rows_kept(path)
     boxes(rows, "method", ("distance", "difference"), setup.out / "harmonise.png")
     text = table(

@@ -95,19 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown = _same_box(scene(repainted(brain, base, image), recipe, 72_500), base, lesions)
             shares = tissues_of(setup.models, shown[0].given, brain.condition)[0]
             called = shares.argmax(0) == 4
-            rows: list[dict[str, object]] = []
+            lines: list[dict[str, object]] = []
             for name in ("input", *setup.methods):
                 method = method_of(setup, name, recipe)
                 if method is None:
                     continue
                 made = method(shown[0].given, shown[0].mask, brain.condition)
                 for diameter, lesion in shown[1]:
-                    rows.append({
+                    lines.append({
                         "method": name, "mm": diameter,
                         "kept": contrast(made, lesion) / contrast(shown[0].clean, lesion),
                         "lesion_class": float(called[lesion].mean()),
                     })  # fmt: skip
-            add(rows)
+            add(lines)
     rows = rows_kept(path)
     points(rows, "mm", "kept", "method", setup.out / "lesions.png")
     text = table(rows, ("case", "mm", "method"), {"kept": 2, "lesion_class": 2})

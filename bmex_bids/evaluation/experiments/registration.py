@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not (shown.tissue == metrics.WM).any():
                 continue
             target, labels = warped(shown.clean, shown.tissue, number)
-            rows: list[dict[str, object]] = []
+            lines: list[dict[str, object]] = []
             for name in ("clean", "input", *setup.methods):
                 method = method_of(setup, "input" if name == "clean" else name, recipe)
                 if method is None:
@@ -81,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 given = shown.clean if name == "clean" else shown.given
                 made = method(given, shown.mask, brain.condition)
                 found = registered(target, made, shown.tissue, 5 if setup.quick else 30)
-                rows.append({"method": name, **{
+                lines.append({"method": name, **{
                     tissue: metrics.dice(found == value, labels == value)
                     for tissue, value in (("CSF", 1), ("GM", 2), ("WM", 3))
                 }})  # fmt: skip
-            add(rows)
+            add(lines)
     rows = rows_kept(path)
     boxes(rows, "method", ("CSF", "GM", "WM"), setup.out / "registration.png")
     digits = {"CSF": 3, "GM": 3, "WM": 3}

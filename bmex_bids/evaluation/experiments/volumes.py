@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             recipe = standard_recipe(KINDS[(number + draw) % len(KINDS)], key["motion"], 0.02)
             shown = scene(brain, recipe, 71_000 + 100 * number + draw)
             truth = labels_of(shown.clean, shown.mask, shown.condition, setup.ants)
-            rows: list[dict[str, object]] = []
+            lines: list[dict[str, object]] = []
             for name in ("input", *setup.methods):
                 method = method_of(setup, name, recipe)
                 if method is None:
@@ -60,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 made = method(shown.given, shown.mask, shown.condition)
                 labels = labels_of(made, shown.mask, shown.condition, setup.ants)
                 for tissue, value in TISSUES:
-                    rows.append({
+                    lines.append({
                         "method": name, "tissue": tissue,
                         "clean_ml": metrics.volume_ml(truth, value, VOXEL),
                         "found_ml": metrics.volume_ml(labels, value, VOXEL),
                         "percent": metrics.volume_difference(labels == value, truth == value),
                         "dice": metrics.dice(labels == value, truth == value),
                     })  # fmt: skip
-            add(rows)
+            add(lines)
     rows = rows_kept(path)
     boxes(rows, "method", ("percent", "dice"), setup.out / "volumes.png")
     columns = {"clean_ml": 1, "found_ml": 1, "percent": 1, "dice": 3}
