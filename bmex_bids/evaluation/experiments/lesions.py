@@ -1,7 +1,7 @@
 """Lesions of known size in white matter: how much of their contrast is kept.
 
 Balls of the grey matter's intensity are put into white matter, the brain is corrupted, and the
-contrast (mean of the surrounding 2 voxels minus mean of the lesion) of each method's result is
+contrast (mean of the white matter around minus mean of the lesion) of each method's result is
 divided by the clean image's. 1 keeps it, 0 erases it. Lesion class: share of the lesion's voxels
 that the bundled classifier calls lesion.
 """
@@ -70,9 +70,9 @@ def inserted(shown: Scene, seed: int, *, each: int = 4) -> tuple[Volume, list[tu
     return image.astype(np.float32), made
 
 
-def contrast(volume: Volume, lesion: Mask) -> float:
-    """Mean of the shell of 2 voxels, one voxel away, minus the mean of the lesion."""
-    shell = binary_dilation(lesion, iterations=3) & ~binary_dilation(lesion, iterations=1)
+def contrast(volume: Volume, lesion: Mask, white: Mask) -> float:
+    """Mean of the white matter in a shell of 2 voxels, one voxel away, minus the lesion's mean."""
+    shell = binary_dilation(lesion, iterations=3) & ~binary_dilation(lesion, iterations=1) & white
     return float(volume[shell].mean() - volume[lesion].mean())
 
 
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             recipe = RECIPES[key["case"]]
             shown = _same_box(scene(repainted(brain, base, image), recipe, 72_500), base, lesions)
             shares = tissues_of(setup.models, shown[0].given, brain.condition)[0]
+            white = shown[0].tissue == 3
             called = shares.argmax(0) == 4
             lines: list[dict[str, object]] = []
             for name in ("input", *setup.methods):
@@ -104,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for diameter, lesion in shown[1]:
                     lines.append({
                         "method": name, "mm": diameter,
-                        "kept": contrast(made, lesion) / contrast(shown[0].clean, lesion),
+                        "kept": contrast(made, lesion, white)
+                        / contrast(shown[0].clean, lesion, white),
                         "lesion_class": float(called[lesion].mean()),
                     })  # fmt: skip
             add(lines)

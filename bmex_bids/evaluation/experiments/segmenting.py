@@ -31,8 +31,7 @@ def labels_of(
         from sklearn.mixture import GaussianMixture
 
         values = volume[mask][:, None].astype(np.float64)
-        start = np.quantile(values, [0.1, 0.4, 0.8])[:, None]
-        mixture = GaussianMixture(3, means_init=start, random_state=0)
+        mixture = GaussianMixture(3, random_state=0)
         found = mixture.fit(values[:: max(len(values) // 30_000, 1)]).predict(values) + 1
     means = [float(volume[mask][found == c].mean()) if (found == c).any() else 0.0
              for c in (1, 2, 3)]
