@@ -22,6 +22,7 @@ from bmex_bids import derivatives, jobs
 from bmex_bids.bids import Job, derivative_path, output_stem, write_json, write_text
 
 SHA = "0" * 64
+SIGNALS = {"killed": signal.SIGKILL, "ended": signal.SIGTERM, "hungup": signal.SIGHUP}
 FAILURES: dict[str, Callable[[], BaseException]] = {
     "bad": lambda: ValueError("the image is empty"),
     "bug": lambda: KeyError("x"),
@@ -64,8 +65,8 @@ def install(set_module: Callable[[str, types.ModuleType], None], healed: Path) -
         label = job.entities["sub"]
         calls.settings.append(settings)
         progress("pretend")
-        if label == "killed" and not healed.exists():
-            os.kill(os.getpid(), signal.SIGKILL)
+        if label in SIGNALS and not healed.exists():
+            os.kill(os.getpid(), SIGNALS[label])
         if label in FAILURES and not healed.exists():
             raise FAILURES[label]()
         time.sleep(0.05)

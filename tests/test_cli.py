@@ -190,10 +190,22 @@ def test_stop_on_first_crash(
     assert "1 done, 1 not started, 1 failed" in capsys.readouterr().out
 
 
-def test_interrupted(bmex: Bmex, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dataset(tmp_path, "stopped")
-    assert bmex() == 130
+@pytest.mark.parametrize(("label", "code"), [("stopped", 130), ("ended", 143), ("hungup", 129)])
+def test_interrupted(
+    *,
+    bmex: Bmex,
+    out: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    label: str,
+    code: int,
+) -> None:
+    dataset(tmp_path, label)
+    assert bmex() == code
     assert "goes on with what is missing" in capsys.readouterr().err
+    assert not list((out / "logs").glob("*.lock"))
+    (tmp_path / "healed").touch()
+    assert bmex() == 0
 
 
 @pytest.mark.parametrize(
