@@ -46,7 +46,7 @@ def test_a_site_that_is_only_one_person_cannot_be_learnt_from_that_person() -> N
     """Runs of one person are alike; a classifier that saw them in training would seem to work."""
     rng = np.random.default_rng(2)
     people = [f"sub-{i // 4:02d}" for i in range(80)]
-    own = {person: rng.normal(size=6) for person in set(people)}
+    own = {person: rng.normal(size=6) for person in sorted(set(people))}
     features = np.array([own[p] for p in people]) + rng.normal(0, 0.01, (80, 6))
     sites = ["a" if int(p[-2:]) % 2 else "b" for p in people]
     found = classify(features, folds_of(sites, people))

@@ -101,10 +101,11 @@
   const STYLE = { before: { color: ORANGE, symbol: "circle-open" }, after: { color: BLUE, symbol: "circle" }, "": { color: BLUE, symbol: "circle" } };
   const measure = $("explore-measure");
   data.measures.forEach((m, i) => measure.append(new Option(m.label, i)));
+  const literal = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;"); // no markup for plotly
   const cut = (text) => text.length > 24 ? text.slice(0, 23) + "\u2026" : text;
   const categories = (by, own) => {
     const levels = [...new Set(own.map((i) => word(by, i)))].sort(order.compare);
-    return { type: "category", categoryorder: "array", categoryarray: levels, tickvals: levels, ticktext: levels.map(cut), tickangle: levels.length > 5 ? -35 : 0 };
+    return { type: "category", categoryorder: "array", categoryarray: levels, tickvals: levels, ticktext: levels.map((level) => literal(cut(level))), tickangle: levels.length > 5 ? -35 : 0 };
   };
   const explored = () => {
     const m = data.measures[measure.value], by = $("explore-by").value, suffix = $("explore-suffix").value;
