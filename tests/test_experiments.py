@@ -115,7 +115,11 @@ def tiny_experiment(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(frame, "held_out", lambda *a, **k: [Brain("ball", "", "T1w-24", make)])
     argv = ["--quick", "--out", str(tmp_path), "--methods", "nlm"]
     assert module.main(argv) == 0
-    return (tmp_path / f"{module.__name__.split('.')[-1]}.md").read_text(encoding="utf-8")
+    (folder,) = tmp_path.iterdir()  # of the weights
+    assert len(folder.name.removesuffix("-crop64")) == 12
+    name = module.__name__.split(".")[-1]
+    assert (folder / f"{name}.png").stat().st_size > 1000
+    return (folder / f"{name}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["volumes", "registration", "harmonise"])
@@ -125,7 +129,6 @@ def test_experiments_run_and_draw(name, tmp_path, monkeypatch):
     module = importlib.import_module(f"bmex_bids.evaluation.experiments.{name}")
     text = tiny_experiment(module, tmp_path, monkeypatch)
     assert "| input |" in text and "sha256" in text and "ball" in text
-    assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 def test_bmes_learns_through_an_enhancer(tmp_path):

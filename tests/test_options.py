@@ -43,6 +43,8 @@ def test_options_are_frozen() -> None:
         (["--stage", "fetal"], "stage", "fetal"),
         (["--models-dir", "/"], "models_dir", Path("/")),
         (["--model-set", "published"], "model_set", "published"),
+        (["--method", "duncan"], "model_set", "duncan"),
+        (["--model-set", "published", "--method", "bme-x"], "model_set", "bundled"),
         (["--device", "cuda:1"], "device", "cuda:1"),
         (["--precision", "bfloat16"], "precision", "bfloat16"),
         (["--nprocs", "3"], "nprocs", 3),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from bmex_bids.spatial import axis_matrix
-from bmex_bids.training.degrade import Recipe, degrade, rician, standard_recipe
+from bmex_bids.training.degrade import Recipe, degrade, rician, slice_grid, standard_recipe
 from bmex_bids.training.motion import KINDS, SEVERITIES
 
 __all__ = [
@@ -208,8 +208,7 @@ def _thickened(
             f"{setup.slice_axis}"
         )
     size, factor = volume.shape[axis], thickness / zoom
-    slices = max(int(size / factor), 4)
-    start = (size - 1) / 2 - (slices - 1) / 2 * factor
+    slices, start = slice_grid(size, factor)
     matrix = axis_matrix(size, start, factor, slices)
     if setup.keep_grid:
         matrix = axis_matrix(slices, -start / factor, 1 / factor, size) @ matrix

@@ -24,6 +24,7 @@ __all__ = [
     "move",
     "random_recipe",
     "rician",
+    "slice_grid",
     "standard_recipe",
     "thick_slices",
 ]
@@ -120,11 +121,24 @@ def rician(volume: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     return torch.sqrt((volume + noise[0]) ** 2 + noise[1] ** 2)
 
 
+def slice_grid(size: int, factor: float) -> tuple[int, float]:
+    """Thick slices that cover an axis.
+
+    Args:
+        size: voxels along the axis.
+        factor: slice thickness over voxel size.
+
+    Returns:
+        Their number, and the centre of the first in voxels; they lie around the middle.
+    """
+    slices = max(int(size / factor), 4)
+    return slices, (size - 1) / 2 - (slices - 1) / 2 * factor
+
+
 def thick_slices(volume: Tensor, axis: int, factor: float) -> Tensor:
     """Average over thick slices, then interpolate back to the grid as the app conforms images."""
     size = volume.shape[axis]
-    slices = max(int(size / factor), 4)
-    start = (size - 1) / 2 - (slices - 1) / 2 * factor
+    slices, start = slice_grid(size, factor)
     down = axis_matrix(size, start, factor, slices)
     up = axis_matrix(slices, -start / factor, 1 / factor, size)
     matrix = torch.from_numpy(np.ascontiguousarray(up @ down)).to(volume)

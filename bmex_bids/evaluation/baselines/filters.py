@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bmex_bids.training.degrade import slice_grid
+
 __all__ = ["Mask", "Method", "Volume", "ants_denoise", "interpolated", "non_local_means", "through"]
 
 Volume = npt.NDArray[np.float32]
@@ -54,11 +56,10 @@ def interpolated(factor: int, *, axis: int = 2, order: int = 3) -> Method:
 
     def method(volume: Volume, mask: Mask, condition: str) -> Volume:
         size = volume.shape[axis]
-        slices = max(size // factor, 4)
-        start = (size - 1) / 2 - (slices - 1) / 2 * factor
+        slices, start = slice_grid(size, factor)
         places: list[npt.NDArray[np.float64]] = [np.arange(n, dtype=np.float64)
                                                  for n in volume.shape]
-        places[axis] = start + factor * np.arange(slices)
+        places[axis] = np.asarray(start + factor * np.arange(slices), np.float64)
         centres = map_coordinates(volume, np.meshgrid(*places, indexing="ij"), order=1)
         places[axis] = np.clip((np.arange(size) - start) / factor, 0, slices - 1)
         full = map_coordinates(centres, np.meshgrid(*places, indexing="ij"), order=order,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bmex_bids.evaluation.baselines.filters import Mask, Method, Volume
 from bmex_bids.spatial import axis_matrix
+from bmex_bids.training.degrade import slice_grid
 
 __all__ = ["consistent", "non_local", "upsampled"]
 
@@ -61,8 +62,7 @@ def upsampled(factor: float, *, axis: int = 2) -> Method:
     def method(volume: Volume, mask: Mask, condition: str) -> Volume:
         given = torch.from_numpy(volume)
         size = volume.shape[axis]
-        slices = max(int(size / factor), 4)
-        start = (size - 1) / 2 - (slices - 1) / 2 * factor
+        slices, start = slice_grid(size, factor)
         down = torch.from_numpy(axis_matrix(size, start, factor, slices)).float()
         up = torch.from_numpy(axis_matrix(slices, -start / factor, 1 / factor, size)).float()
         measured = _along(torch.linalg.pinv(up), given, axis)

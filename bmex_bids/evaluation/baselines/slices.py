@@ -28,6 +28,10 @@ class Slices:
     paired: Tensor
     clean: Tensor
 
+    def to(self, device: torch.device) -> Slices:
+        """The same on a device."""
+        return Slices(self.artefact.to(device), self.paired.to(device), self.clean.to(device))
+
 
 def steps_of(paths: Sequence[Path], batch: int, side: int, generator: torch.Generator) -> Iterator[
     Slices

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from bmex_bids import __version__
 from bmex_bids.bids import atomic_path
-from bmex_bids.evaluation.baselines.methods import METHODS
-from bmex_bids.evaluation.baselines.slices import read_slices, steps_of
+from bmex_bids.evaluation.baselines.methods import METHODS, CycleGAN, Duncan, Pix2Pix
+from bmex_bids.evaluation.baselines.slices import Slices, read_slices, steps_of
 from bmex_bids.training.export import enter
 from bmex_bids.training.samples import sample_paths
 from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
@@ -126,12 +126,12 @@ def train(run: Run, pool: Path, out: Path, validation: Path) -> nn.Module:
 
 
 def _step(
-    network: Any, optimisers: Sequence[torch.optim.Optimizer], slices: Any, rate: float
+    network: Duncan | CycleGAN | Pix2Pix,
+    optimisers: Sequence[torch.optim.Optimizer],
+    slices: Slices,
+    rate: float,
 ) -> dict[str, float]:
-    device = next(network.parameters()).device
-    moved = replace(slices, **{key: getattr(slices, key).to(device)
-                               for key in ("artefact", "paired", "clean")})
-    losses = network.losses(moved)
+    losses = network.losses(slices.to(next(network.parameters()).device))
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = rate

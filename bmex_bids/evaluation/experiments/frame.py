@@ -43,7 +43,8 @@ class Setup:
     """The choices of one call.
 
     Attributes:
-        out: folder for ``NAME.tsv``, ``NAME.md`` and ``NAME.png``.
+        out: folder for ``NAME.tsv``, ``NAME.md`` and ``NAME.png``; its name holds the checksum of
+            the weights and the crop, so that rows of other weights are never taken for theirs.
         brains: kept out of training.
         methods: their names; ``bmex`` is the bundled model set, any other set of the models folder
             (such as ``duncan``) is a method by its name.
@@ -68,7 +69,8 @@ def options(name: str, text: str | None) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", type=Path, help="folder with label_maps and templates; without it only MNI152")
-    add("--out", type=Path, default=Path("work/experiments"), help="rows there are kept")
+    add("--out", type=Path, default=Path("work/experiments"),
+        help="rows there are kept; a method or draw added later wants another folder")
     add("--crop", type=int, default=112, help="central cube in voxels of 0.8 mm; 0: whole brains")
     add("--heads", type=int, default=1, help="held-out label maps per condition")
     add("--conditions", nargs="+", default=["T1w-24", "T2w-24", "T1w-12", "T2w-0"])
@@ -84,19 +86,21 @@ def setup_of(args: argparse.Namespace) -> Setup:
     """What the options ask for.
 
     Raises:
-        ValueError: ``ants`` without an interpreter.
+        ValueError: ``ants`` without an interpreter, or no brain for the conditions.
     """
     if "ants" in args.methods and not args.ants:
         raise ValueError("the method ants needs --ants PYTHON, an interpreter that has antspyx")
-    args.out.mkdir(parents=True, exist_ok=True)
+    data, crop, heads, conditions = args.data, args.crop, args.heads, args.conditions
     if args.quick:
-        brains = held_out(None, crop=min(args.crop, 64) or 64, heads=0, conditions=["T1w-24"])
-    else:
-        brains = held_out(
-            args.data, crop=args.crop, heads=args.heads, conditions=args.conditions
-        )
+        data, crop, heads, conditions = None, min(crop, 64) or 64, 0, ["T1w-24"]
+    brains = held_out(data, crop=crop, heads=heads, conditions=conditions)
+    if not brains:
+        raise ValueError(f"no held-out brain for {' '.join(conditions)}: give --data")
+    weights = record_of(args.models_dir, brains[0].condition).sha256[:12]
+    out: Path = args.out / f"{weights}-crop{crop}"
+    out.mkdir(parents=True, exist_ok=True)
     return Setup(
-        args.out, tuple(brains), tuple(args.methods), args.models_dir, args.ants, args.quick
+        out, tuple(brains), tuple(args.methods), args.models_dir, args.ants, args.quick
     )
 
 
@@ -232,13 +236,13 @@ def table(
     return "\n".join([*lines, "", note]) if note else "\n".join(lines)
 
 
-def finish(setup: Setup, name: str, text: str) -> int:
-    """Write and print the table, with the model that made it."""
+def finish(setup: Setup, name: str, text: str, rows: Sequence[Row]) -> int:
+    """Write and print the table, with the model and the images that made it."""
     record = record_of(setup.models, setup.brains[0].condition)
-    images = ", ".join(dict.fromkeys(f"{b.name} ({b.condition})" for b in setup.brains))
+    images = ", ".join(dict.fromkeys(f"{row['image']} ({row['contrast']})" for row in rows))
     told = (
         f"Weights {record.file} of version {record.version}, sha256 {record.sha256[:12]}. "
-        f"Images, none of them trained on: {images}."
+        f"Images, kept out of the training of the bundled weights: {images}."
     )
     written = f"{text}\n\n{told}\n"
     (setup.out / f"{name}.md").write_text(written, encoding="utf-8")

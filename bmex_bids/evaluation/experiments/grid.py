@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lost = _lost(rows)
     note = "bmex leads every cell of the means." if not lost else "bmex does not lead: " + lost
     return finish(
-        setup, "grid", table(rows, ("motion", "mm", "extra", "method"), digits) + "\n\n" + note
+        setup, "grid", table(rows, ("motion", "mm", "extra", "method"), digits) + "\n\n" + note,
+        rows,
     )
 
 

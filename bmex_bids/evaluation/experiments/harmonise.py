@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "distance: between two scanners' histograms; difference: mean absolute difference of their "
         "images, voxel by voxel. Input with matching is the control.",
     )
-    return finish(setup, "harmonise", text)
+    return finish(setup, "harmonise", text, rows)
 
 
 if __name__ == "__main__":

@@ -92,33 +92,34 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             image, lesions = inserted(base, number)
             recipe = RECIPES[key["case"]]
-            shown = _same_box(scene(repainted(brain, base, image), recipe, 72_500), base, lesions)
-            shares = tissues_of(setup.models, shown[0].given, brain.condition)[0]
-            white = shown[0].tissue == 3
+            shown = scene(repainted(brain, base, image), recipe, 72_500)
+            moved = _same_box(shown, base, lesions)
+            shares = tissues_of(setup.models, shown.given, brain.condition)[0]
+            white = shown.tissue == 3
             called = shares.argmax(0) == 4
             lines: list[dict[str, object]] = []
             for name in ("input", *setup.methods):
                 method = method_of(setup, name, recipe)
                 if method is None:
                     continue
-                made = method(shown[0].given, shown[0].mask, brain.condition)
-                for diameter, lesion in shown[1]:
+                made = method(shown.given, shown.mask, brain.condition)
+                for diameter, lesion in moved:
                     lines.append({
                         "method": name, "mm": diameter,
                         "kept": contrast(made, lesion, white)
-                        / contrast(shown[0].clean, lesion, white),
+                        / contrast(shown.clean, lesion, white),
                         "lesion_class": float(called[lesion].mean()),
                     })  # fmt: skip
             add(lines)
     rows = rows_kept(path)
     points(rows, "mm", "kept", "method", setup.out / "lesions.png")
     text = table(rows, ("case", "mm", "method"), {"kept": 2, "lesion_class": 2})
-    return finish(setup, "lesions", text)
+    return finish(setup, "lesions", text, rows)
 
 
 def _same_box(
     shown: Scene, base: Scene, lesions: list[tuple[float, Mask]]
-) -> tuple[Scene, list[tuple[float, Mask]]]:
+) -> list[tuple[float, Mask]]:
     """The lesions' masks on the grid of a scene that was cropped to the brain with a margin."""
     spot = np.argwhere(base.mask).min(0)
     start = np.argwhere(shown.mask).min(0)
@@ -127,7 +128,7 @@ def _same_box(
         there = np.zeros(shown.mask.shape, bool)
         there[tuple((np.argwhere(lesion) - spot + start).T)] = True
         moved.append((diameter, there))
-    return shown, moved
+    return moved
 
 
 if __name__ == "__main__":

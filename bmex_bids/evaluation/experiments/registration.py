@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = rows_kept(path)
     boxes(rows, "method", ("CSF", "GM", "WM"), setup.out / "registration.png")
     digits = {"CSF": 3, "GM": 3, "WM": 3}
-    return finish(setup, "registration", table(rows, ("motion", "method"), digits))
+    return finish(setup, "registration", table(rows, ("motion", "method"), digits), rows)
 
 
 if __name__ == "__main__":

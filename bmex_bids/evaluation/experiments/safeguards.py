@@ -2,8 +2,8 @@
 
 Uncertainty: standard deviation over the eight mirror images; rank correlation with the absolute
 error in the brain, and the error in tenths of it. Data consistency: as in the app (6 mm, relative
-to the input, flagged above 5%), of the right output, of one whose largest white-matter lesion was
-erased, and of somebody else's.
+to the input, flagged above 5%), of the right output, of one whose lesions were erased, and of the
+right one with left and right exchanged, which stands for somebody else's brain.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows_kept(checks), ("case", "output"), {"consistency": 4, "flagged": 2},
         "mirrored: the result with left and right exchanged, for somebody else's brain.",
     )
-    return finish(setup, "safeguards", f"{text}\n\n{found}")
+    return finish(setup, "safeguards", f"{text}\n\n{found}", rows)
 
 
 def _calibration(spread: Volume, error: Volume) -> list[dict[str, object]]:

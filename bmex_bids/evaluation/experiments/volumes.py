@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     boxes(rows, "method", ("percent", "dice"), setup.out / "volumes.png")
     columns = {"clean_ml": 1, "found_ml": 1, "percent": 1, "dice": 3}
     text = table(rows, ("motion", "method", "tissue"), columns)
-    return finish(setup, "volumes", f"{text}\n\n{_effects(rows)}")
+    return finish(setup, "volumes", f"{text}\n\n{_effects(rows)}", rows)
 
 
 def _effects(rows: Sequence[Row]) -> str:
