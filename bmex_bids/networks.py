@@ -34,6 +34,21 @@ def depth_to_space(x: Tensor) -> Tensor:
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // 8, nx * 2, ny * 2, nz * 2)
 
 
+class Convolution(nn.Conv3d):
+    """3-D convolution; over 2 x 2 x 2 voxels it is trained in float32 on CPUs.
+
+    There oneDNN's bfloat16 gradient of the weights is now and then infinite or not a number (seen
+    with PyTorch 2.13 on a CPU with avx512_bf16). The forward pass is right.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``."""
+        if not (self.training and x.device.type == "cpu" and max(x.shape[2:]) <= 2):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
 class Block(nn.Module):
     """Two 3x3x3 convolutions, each followed by an optional normalisation and a leaky ReLU.
 
@@ -43,8 +58,8 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, norm: str, conditions: int = 0):
         super().__init__()
-        self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1)
+        self.conv1 = Convolution(inputs, outputs, 3, padding=1)
+        self.conv2 = Convolution(outputs, outputs, 3, padding=1)
         self.norm1 = _norm(norm, outputs)
         self.norm2 = _norm(norm, outputs)
         if conditions:

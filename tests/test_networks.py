@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bmex_bids.networks import (
     BMEXPair,
+    Convolution,
     DUNet,
     TissueGuidedUNet,
     UNet,
@@ -262,6 +263,22 @@ def test_tissue_guided_unet_shapes_and_residual() -> None:
         scores, enhanced = network(x)
     assert scores.shape == (1, 4, 8, 12, 4)
     assert torch.equal(enhanced, x)  # it predicts the difference
+
+
+@pytest.mark.parametrize(("size", "training", "expected"), [
+    (2, True, torch.float32), (2, False, torch.bfloat16), (4, True, torch.bfloat16),
+])
+def test_few_voxels_are_trained_in_float32(
+    size: int, training: bool, expected: torch.dtype
+) -> None:
+    convolution = Convolution(3, 4, 3, padding=1).train(training)
+    volume = torch.rand(1, 3, size, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = convolution(volume.bfloat16())
+    assert found.dtype == expected
+    torch.testing.assert_close(
+        found.float(), torch.nn.Conv3d.forward(convolution, volume), rtol=0.02, atol=0.02
+    )
 
 
 def test_unknown_normalisation() -> None:

@@ -189,6 +189,39 @@ def test_starting_from_another_network(tmp_path: Path, pool: Path) -> None:
     assert not grown[name][:, 40:].any()
 
 
+def test_starting_from_shipped_weights(tmp_path: Path, pool: Path) -> None:
+    """A model's own file, float16, is taken like a checkpoint."""
+    torch.manual_seed(1)
+    given = {key: value.half() for key, value in architectures.build(PAIR).state_dict().items()}
+    save_file(given, tmp_path / "model.safetensors")
+    state = architectures.averaged_state(tmp_path / "model.safetensors")
+    kept = loop.train(settings(rate=0.0), pool, tmp_path / "out", start=state).state_dict()
+    assert given.keys() == kept.keys()
+    for name, value in kept.items():
+        torch.testing.assert_close(value, given[name].float(), msg=name)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_without_a_finite_gradient_is_left_out(
+    tmp_path: Path, pool: Path, monkeypatch: pytest.MonkeyPatch, clip: float
+) -> None:
+    """The second of two gradients is infinite: the run is told so, and ends where the first led."""
+    forward, steps = loop.forward, []
+
+    def overflowing(*given: Any, **options: Any) -> tuple[torch.Tensor, Any]:
+        loss, record = forward(*given, **options)
+        steps.append(loss)
+        return loss * (math.inf if len(steps) == 2 else 1.0), record
+
+    monkeypatch.setattr(loop, "forward", overflowing)
+    chosen = {"schedule": "constant", "rate": 1e-2, "every": 1, "clip": clip}
+    one = weights(loop.train(settings(steps=1, **chosen), pool, tmp_path / "one"))
+    steps.clear()
+    with pytest.warns(UserWarning, match="step 2: gradient is not finite, left out"):
+        two = weights(loop.train(settings(steps=2, **chosen), pool, tmp_path / "two"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 @pytest.mark.parametrize(
     ("schedule", "step", "expected"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bmex_bids.networks import TissueGuidedUNet
@@ -37,7 +38,9 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def averaged_state(checkpoint: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint, by the network's own names."""
+    """The averaged weights of a checkpoint, or a model's weights, by the network's own names."""
+    if checkpoint.suffix == ".safetensors":
+        return {key: value.float() for key, value in load_file(checkpoint).items()}
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
     return {k.removeprefix("module."): v for k, v in state.items() if k != "n_averaged"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -196,9 +197,13 @@ def _step(
     loss, record = forward(network, batch, settings, score=step % 10 == 0)
     parts.optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    if settings.clip:
-        for group in parts.optimiser.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], settings.clip)
+    most = settings.clip or math.inf
+    norms = [
+        nn.utils.clip_grad_norm_(group["params"], most) for group in parts.optimiser.param_groups
+    ]
+    if not all(norm.isfinite() for norm in norms):
+        warnings.warn(f"step {step + 1}: gradient is not finite, left out", stacklevel=2)
+        return record
     parts.optimiser.step()
     parts.average.update_parameters(parts.network)
     return record

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device")
     parser.add_argument("--config", type=Path, help="settings, see bmex-train --print-config")
     parser.add_argument("--validation", type=Path, help="pool of samples to validate on")
-    parser.add_argument("--start", type=Path, help="checkpoint of another training to begin with")
+    parser.add_argument(
+        "--start", type=Path, help="checkpoint of another training, or *.safetensors, to begin with"
+    )
     parser.add_argument("--allow-changes", action="store_true", help="go on with other settings")
     args = parser.parse_args(argv)
     names = ("steps", "batch", "patch", "rate", "seed", "device")
