@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -39,17 +40,21 @@ SCANNER_FIELDS = (
 class Result:
     """What the pipeline computed for one run; x y z is the native grid.
 
+    The maps are of the part of the image that lies in the box; :meth:`whole` puts them in place.
+
     Attributes:
         job: the run.
         image: the input as loaded.
-        mask: (x, y, z) bool, the brain.
+        mask: the brain in the whole image, bool.
         labels: (x, y, z) uint8, 0 background, 1 CSF, 2 GM, 3 WM.
         probabilities: (3, x, y, z) float32 of CSF, GM, WM, 0 to 1.
         enhanced: (x, y, z) float32 on the common scale, 0 outside the mask; None if only measured.
-        preproc: (x, y, z) float32 whole head on the input's scale; None when only measured.
+        preproc: (x, y, z) float32 head on the input's scale, equal to the input outside the box;
+            None when only measured.
         high_res: the enhanced image on the model grid and its (4, 4) affine; None if not wanted.
         uncertainty: (x, y, z) float32 standard deviation, common scale; None if not wanted.
-        lesions: (x, y, z) float32 probability; None if not wanted or not known to the network.
+        lesions: (x, y, z) float32 probability; None if not wanted.
+        box: where in the image the maps lie; by default they are of the whole.
         metrics: measures by name, e.g. ``TCTBefore``.
         histograms: ``Edges`` (n + 1) and the densities ``Before``, ``After``, ``Reference`` (n),
             and those of the tissues, ``BeforeGM`` and so on.
@@ -73,6 +78,21 @@ class Result:
     provenance: dict[str, object]
     seconds: dict[str, float] = field(default_factory=dict)
     lesions: npt.NDArray[np.float32] | None = None
+    box: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None))
+
+    def whole(
+        self, part: npt.NDArray[np.generic], around: npt.NDArray[np.generic] | None = None
+    ) -> npt.NDArray[np.generic]:
+        """Return a map (x, y, z) of the box at its place in the image.
+
+        Args:
+            part: the map.
+            around: (x, y, z) of the whole image, what is to be outside the box; None for 0.
+        """
+        shape = self.image.data.shape
+        whole = np.zeros(shape, part.dtype) if around is None else around.astype(part.dtype)
+        whole[self.box] = part
+        return whole
 
 
 @dataclass(frozen=True)
@@ -101,10 +121,13 @@ class Run:
 
 @dataclass(frozen=True)
 class _Output:
-    """One NIfTI to write: its path, voxels, own affine (None: the input's) and own JSON fields."""
+    """One NIfTI to write: its path, own JSON fields, own affine (None: the input's), and voxels.
+
+    The voxels are made when it is their turn, since all at once would take much memory.
+    """
 
     path: Path
-    data: npt.NDArray[np.generic]
+    data: Callable[[], npt.NDArray[np.generic]]
     fields: dict[str, object]
     affine: npt.NDArray[np.float64] | None = None
 
@@ -139,7 +162,7 @@ def write(result: Result, out: Path) -> list[Path]:
     }
     written = []
     for output in outputs:
-        save_image(output.path, output.data, result.image, affine=output.affine)
+        save_image(output.path, output.data(), result.image, affine=output.affine)
         written.append(output.path)
     for path in sorted(sidecars, key=lambda path: path == marker):
         write_json(path, _plain(sidecars[path]))
@@ -210,35 +233,37 @@ def _outputs(result: Result, out: Path) -> Iterator[_Output]:
 
     yield _Output(
         path(space=job.suffix, desc="brain", suffix="mask"),
-        result.mask.astype(np.uint8),
+        lambda: result.mask,
         {"Type": "Brain", "Description": "Brain mask on the grid of the input."},
     )
     yield _Output(
         path(space=job.suffix, suffix="dseg"),
-        result.labels.astype(np.uint8),
+        partial(result.whole, result.labels),
         {"Description": "Tissue labels on the grid of the input; names in dseg.tsv."},
     )
     for label, probability in zip(TISSUES, result.probabilities, strict=True):
         yield _Output(
             path(space=job.suffix, label=label, suffix="probseg"),
-            probability.astype(np.float32),
+            partial(result.whole, probability),
             {"Description": f"Probability of {label}, 0 to 1, on the grid of the input."},
         )
     if result.lesions is not None:
         yield _Output(
             path(space=job.suffix, label="L", suffix="probseg"),
-            result.lesions.astype(np.float32),
+            partial(result.whole, result.lesions),
             {"Description": "Probability of a white-matter lesion, 0 to 1, on the input's grid."},
         )
     if result.uncertainty is not None:
         text = "Standard deviation of the enhanced image over an ensemble of flips. "
         fields = {"SkullStripped": True, "Description": text + scales["Enhanced"]}
-        yield _Output(path(desc="uncertainty"), result.uncertainty.astype(np.float32), fields)
+        whole = partial(result.whole, result.uncertainty)
+        yield _Output(path(desc="uncertainty"), whole, fields)
     if result.preproc is not None:
         text = "Whole head with the enhanced brain blended in. "
         stripped = _is_stripped(image.data, result.mask)
         fields = {"SkullStripped": stripped, "Description": text + scales["Preproc"]}
-        yield _Output(path(desc="preproc"), result.preproc.astype(np.float32), fields)
+        whole = partial(result.whole, result.preproc, image.data)
+        yield _Output(path(desc="preproc"), whole, fields)
     text = "Enhanced brain, 0 outside the mask. "
     fields = {"SkullStripped": True, "Description": text + scales["Enhanced"]}
     if result.high_res is not None:
@@ -246,12 +271,12 @@ def _outputs(result: Result, out: Path) -> Iterator[_Output]:
         sizes = " x ".join(f"{size:.3g}" for size in nib.affines.voxel_sizes(affine))
         yield _Output(
             path(res="hi", desc="enhanced"),
-            data.astype(np.float32),
+            lambda: data,
             fields | {"Resolution": f"Grid of the model, {sizes} mm, RAS+"},
             affine,
         )
     if result.enhanced is not None:
-        yield _Output(path(desc="enhanced"), result.enhanced.astype(np.float32), fields)
+        yield _Output(path(desc="enhanced"), partial(result.whole, result.enhanced), fields)
 
 
 def _common_fields(result: Result) -> dict[str, object]:

@@ -202,7 +202,10 @@ def apply_anchors(volume: Array, anchors: list[tuple[float, float]]) -> Array:
     far = max(float(volume.max(initial=0.0)), given[-1]) + 1.0
     given = np.append(given, far)
     wanted = np.append(wanted, wanted[-1] + slope * (far - given[-2]))
-    return np.interp(volume, given, wanted).astype(np.float32)
+    mapped = np.empty(volume.shape, np.float32)
+    for index, part in enumerate(volume):  # interp computes in float64
+        mapped[index] = np.interp(part, given, wanted)
+    return mapped
 
 
 def histogram(volume: Array, mask: Mask) -> npt.NDArray[np.float64]:

@@ -36,7 +36,7 @@ BRIGHTEST = 6.0  # of the brain's median; brighter voxels are clipped in the net
 _PAIRED = ("QualityIndex", "DataConsistency", "ResidualShare")  # need the enhanced image
 BYTES_PER_VOXEL = 20  # of the image, held while a network computes: image, mask, bias field, ...
 USUAL_VOXELS = 256**3  # whose bytes count as the program's own
-SLAB = 32  # voxels; distances are computed in slabs, since they take 60 bytes a voxel
+SLAB = 16  # voxels; distances are computed in slabs, since they take 60 bytes a voxel
 BLEND_MM = 2.0  # the enhanced brain fades in over this distance inside the mask's border
 
 
@@ -128,23 +128,25 @@ def enhance_run(
     with clock.step("conform, normalise, classify and enhance"):
         out = _apply_network(corrected, inside, affine, record, settings)
     with clock.step("restore"):
-        restored = corrected + restore(out.change, out.grid)
-        restored = np.where(inside, np.maximum(restored, 0), 0).astype(np.float32)
-        probabilities, labels, lesions = _tissues(out, inside)
+        restored = restore(out.change, out.grid)
+        restored += corrected
+        restored = np.where(inside, np.maximum(restored, 0, out=restored), np.float32(0))
+        preproc = _blended(image.data[box], bias, restored - corrected, inside, image.zooms)
+        field = _field(bias[inside])
+        del bias  # a large image needs the memory, here and below
+        probabilities, labels, lesions = _tissues(out, inside, lesions=settings.lesions)
         anchors = _anchors(restored, probabilities, record)
-        enhanced = np.where(inside, intensity.apply_anchors(restored, anchors), 0)
-        enhanced = enhanced.astype(np.float32)
-        preproc = image.data.copy()
-        preproc[box] = _blended(preproc[box], bias, restored - corrected, inside, image.zooms)
+        enhanced = np.where(inside, intensity.apply_anchors(restored, anchors), np.float32(0))
     with clock.step("measure"):
         numbers = _measure(given, corrected, restored, enhanced, labels, inside, image.zooms)
         factor = _input_factor(given, inside, record)
-        scaled = (given * np.float32(factor)).astype(np.float32)
+        del corrected, restored
+        scaled = given * np.float32(factor)
         histograms = _histograms(scaled, enhanced, inside, record)
         histograms |= _tissue_histograms(scaled, enhanced, labels)
         numbers |= _distances(histograms) | _medians(scaled, enhanced, labels)
         flags = (*_flags(numbers, image, mask, origin), *notes, *out.notes)
-    provenance = _provenance(job, settings, record, mask_model, origin, bias[inside], anchors)
+    provenance = _provenance(job, settings, record, mask_model, origin, field, anchors)
     provenance["IntensityScale"]["InputFactor"] = factor
     provenance["Notes"] = [*image.notes, *notes, *out.notes]
     if out.notes:
@@ -155,23 +157,19 @@ def enhance_run(
     if not keep:
         numbers = {k: v for k, v in numbers.items() if "After" not in k and k not in _PAIRED}
         histograms = {k: v for k, v in histograms.items() if not k.startswith("After")}
-    del given, bias, corrected, restored, scaled  # a large image needs the memory
-    probabilities = _pasted(probabilities, box, mask.shape)
-    labels = _pasted(labels, box, mask.shape)
     return Result(
         job=job,
         image=image,
         mask=mask,
+        box=box,
         labels=labels,
         probabilities=probabilities,
-        lesions=(
-            _pasted(lesions, box, mask.shape) if settings.lesions and lesions is not None else None
-        ),
-        enhanced=_pasted(enhanced, box, mask.shape) if keep else None,
+        lesions=lesions,
+        enhanced=enhanced if keep else None,
         preproc=preproc if keep else None,
         high_res=_high_res(out, anchors) if keep and (settings.high_res or coarse) else None,
         uncertainty=(
-            _pasted(restore(out.uncertainty, out.grid, order=1) * slope * inside, box, mask.shape)
+            restore(out.uncertainty, out.grid, order=1) * np.float32(slope) * inside
             if keep and out.uncertainty is not None
             else None
         ),
@@ -206,13 +204,6 @@ def _shifted(affine: npt.NDArray[np.float64], box: Box) -> npt.NDArray[np.float6
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ [cut.start for cut in box]
     return moved
-
-
-def _pasted(part: npt.NDArray[Any], box: Box, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """A part (..., x, y, z) back at its place in the image, zero around it."""
-    whole = np.zeros((*part.shape[:-3], *shape), part.dtype)
-    whole[(..., *box)] = part
-    return whole
 
 
 def _record(models: Sequence[ModelRecord], name: str | None) -> ModelRecord:
@@ -292,14 +283,16 @@ def _apply_network(
     )
 
 
-def _tissues(out: _Output, mask: Mask) -> tuple[Array, npt.NDArray[np.uint8], Array | None]:
+def _tissues(
+    out: _Output, mask: Mask, *, lesions: bool
+) -> tuple[Array, npt.NDArray[np.uint8], Array | None]:
     """Probabilities (3, x, y, z) of CSF, GM and WM, labels, and lesions, on the native grid.
 
-    Lesions are white matter in the probabilities and labels; None if the network has no such class.
+    Lesions are white matter in the probabilities and labels; None unless they are wanted.
     """
     tissues = np.empty((3, *mask.shape), np.float32)
-    lesions = np.empty(mask.shape, np.float32) if len(out.probabilities) > 4 else None
-    shares = [*tissues] if lesions is None else [*tissues, lesions]
+    apart = [np.empty(mask.shape, np.float32) for _ in out.probabilities[4:]]
+    shares = [*tissues, *apart]
     total = np.zeros(mask.shape, np.float32)
     for share, probability in zip(shares, out.probabilities[1:], strict=True):
         np.maximum(restore(probability, out.grid, order=1), 0, out=share)
@@ -308,12 +301,12 @@ def _tissues(out: _Output, mask: Mask) -> tuple[Array, npt.NDArray[np.uint8], Ar
     total[total <= 1e-6] = 1
     for share in shares:
         share /= total
-    if lesions is not None:
-        tissues[2] += lesions  # as three_tissues() has it, without a copy of all
+    for share in apart:
+        tissues[2] += share  # as three_tissues() has it, without a copy of all
     labels = np.zeros(mask.shape, np.uint8)
     for part, label, inside in zip(tissues.swapaxes(0, 1), labels, mask, strict=True):
         label[inside] = part.argmax(0)[inside] + 1
-    return tissues, labels, lesions
+    return tissues, labels, apart[0] if lesions else None
 
 
 def _anchors(
@@ -340,7 +333,8 @@ def _blended(
     blended *= change
     blended *= bias
     blended += data
-    return np.where(mask, np.maximum(blended, 0, out=blended), data)
+    np.maximum(blended, 0, out=blended)
+    return np.where(mask, blended, data)
 
 
 def _fade(mask: Mask, zooms: npt.NDArray[np.float64]) -> Array:
@@ -488,13 +482,22 @@ def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> 
     return flags
 
 
+def _field(bias: Array) -> dict[str, Any]:
+    """What is said of the bias field, from its values in the brain (n)."""
+    return {
+        "Method": "N4 (SimpleITK), inside the brain mask",
+        "MinimumInBrain": float(bias.min()),
+        "MaximumInBrain": float(bias.max()),
+    }
+
+
 def _provenance(
     job: Job,
     settings: Settings,
     record: ModelRecord,
     mask_model: ModelRecord | None,
     origin: str,
-    bias: Array,
+    field: dict[str, Any],
     anchors: list[tuple[float, float]],
 ) -> dict[str, Any]:
     """How the result was made, as it goes into the sidecars."""
@@ -516,11 +519,7 @@ def _provenance(
         "Precision": settings.compute.precision,
         "Threads": torch.get_num_threads(),
         "Seed": settings.seed,
-        "BiasField": {
-            "Method": "N4 (SimpleITK), inside the brain mask",
-            "MinimumInBrain": float(bias.min()),
-            "MaximumInBrain": float(bias.max()),
-        },
+        "BiasField": field,
         "IntensityScale": {
             "Enhanced": "common scale of the age stage: bias-corrected, zero stays zero, the "
             "medians of CSF, GM and WM are those of the stage's reference, piecewise linear "
