@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 
 __all__ = [
@@ -221,9 +220,3 @@ def histogram_distance(
     """Wasserstein-1 distance of two histograms over :data:`EDGES`, in units of the common scale."""
     centres = (EDGES[:-1] + EDGES[1:]) / 2
     return float(wasserstein_distance(centres, centres, first, second))
-
-
-def smooth(volume: Array, zooms: npt.NDArray[np.float64], fwhm: float) -> Array:
-    """Gaussian filter with a full width at half maximum in mm."""
-    sigma = [fwhm / 2.3548 / float(z) for z in zooms]
-    return np.asarray(gaussian_filter(volume, sigma), np.float32)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import correlate1d
+from scipy.ndimage import correlate1d, gaussian_filter
 
 from bmex_bids.spatial import crop_to_mask
 
@@ -46,6 +46,9 @@ Mask = npt.NDArray[np.bool_]
 CSF, GM, WM = 1, 2, 3
 K1, K2 = 0.01, 0.03  # of SSIM
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, finest scale first
+COARSE_MM = 6.0  # full width at half maximum of the filter of data consistency
+FWHM_PER_SIGMA = 2.3548  # of a Gaussian
+CONSISTENT = 0.05  # data consistency above this is told
 VISUAL_NOISE = 2.0  # of VIF: variance of the visual noise, on a scale of 0 to 255
 
 
@@ -264,16 +267,25 @@ def vif(
     return float((kept / np.where(known, there, 1) * area)[known].sum() / area[known].sum())
 
 
-def data_consistency(before: Array, after: Array, mask: Mask) -> float:
+def data_consistency(
+    before: Array, after: Array, mask: Mask, zooms: npt.NDArray[np.float64]
+) -> float:
     """How much of the given image the result contradicts, 0 to about 1; lower is better.
 
-    Root mean square of the difference over that of the first image, inside the mask; give both
-    low-pass filtered, so that removed noise and ghosts do not count.
+    Root mean square of the difference over that of the given image, inside the mask, both after a
+    Gaussian filter of 6 mm full width at half maximum, so that removed noise does not count.
+
+    Args:
+        before: (x, y, z) the image as given.
+        after: (x, y, z) the result, on the same scale.
+        mask: (x, y, z) bool; what lies outside does not count.
+        zooms: (3,) voxel size in mm.
     """
-    given = before[mask].astype(np.float64)
+    sigma = COARSE_MM / FWHM_PER_SIGMA / np.asarray(zooms, np.float64)
+    given = gaussian_filter(np.where(mask, before, 0), sigma)[mask].astype(np.float64)
+    change = gaussian_filter(np.where(mask, after - before, 0), sigma)[mask].astype(np.float64)
     size = float((given**2).mean())
-    error = float(((after[mask] - given) ** 2).mean())
-    return (error / size) ** 0.5 if size > 0 else float("nan")
+    return float((change**2).mean() / size) ** 0.5 if size > 0 else float("nan")
 
 
 def _prepared(

@@ -372,7 +372,6 @@ def _measure(
     """Measures before (the input as it came) and after (the enhanced image), same labels."""
     voxel = float(np.prod(zooms))
     before, after = metrics.tct(volume, labels), metrics.tct(enhanced, labels)
-    coarse = [intensity.smooth(v * mask, zooms, 6.0) for v in (corrected, restored)]
     scale = float(np.percentile(corrected[mask], 98))
     residual = (restored - corrected)[mask]
     return {
@@ -384,7 +383,7 @@ def _measure(
         "CNRAfter": metrics.cnr(enhanced, labels),
         "CJVBefore": metrics.cjv(volume, labels),
         "CJVAfter": metrics.cjv(enhanced, labels),
-        "DataConsistency": metrics.data_consistency(coarse[0], coarse[1], mask),
+        "DataConsistency": metrics.data_consistency(corrected, restored, mask, zooms),
         "ResidualShare": float(np.sqrt((residual.astype(np.float64) ** 2).mean()) / scale),
         "VolumeCSF": metrics.volume_ml(labels, metrics.CSF, voxel),
         "VolumeGM": metrics.volume_ml(labels, metrics.GM, voxel),
@@ -462,7 +461,7 @@ def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> 
             f"strong correction: the image changed by {numbers['ResidualShare']:.0%} of its bright "
             "tissue's intensity; look at the residual before trusting fine detail"
         )
-    if numbers["DataConsistency"] > 0.05:
+    if numbers["DataConsistency"] > metrics.CONSISTENT:
         flags.append("the result differs from the input at coarse scale, where it should not")
     brain = numbers["VolumeBrainMask"]
     if not 80 <= brain <= 2200:

@@ -60,7 +60,25 @@ buildah "${store[@]}" bud --format docker "${arguments[@]}" "${mounts[@]}" --tag
 echo "built in $((SECONDS - started)) s"
 container=$(buildah "${store[@]}" from localhost/bmex)
 root=$(buildah "${store[@]}" mount "$container")
-echo "size: $(du -sh --one-file-system "$root" | cut -f1)"
+
+say "size and labels"
+size=$(du -s --one-file-system --block-size=1M "$root" | cut -f1)
+cuda=$(buildah "${store[@]}" run "$container" -- \
+    python -c 'import torch; print(torch.version.cuda or "none")')
+echo "size: $size MiB, CUDA: $cuda"
+if test "$cuda" = none && test "$size" -gt 2384; then # 2.5 GB
+    echo "an image for the CPU is to take less than 2.5 GB" >&2; exit 1
+fi
+label() {
+    buildah "${store[@]}" inspect --type image \
+        --format "{{index .OCIv1.Config.Labels \"org.opencontainers.image.$1\"}}" localhost/bmex
+}
+for name in title description version licenses authors; do
+    printf '%-12s %s\n' "$name" "$(label "$name")"
+    test -n "$(label "$name")" || { echo "the image has no label for its $name" >&2; exit 1; }
+done
+version=$(buildah "${store[@]}" run "$container" -- bmex --version)
+test "${version##* }" = "$(label version)" || { echo "inside is $version" >&2; exit 1; }
 
 mkdir "$work/bids" "$work/out"
 chmod 777 "$work/bids" "$work/out"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from bmex_bids.evaluation.baselines.filters import interpolated
 from bmex_bids.evaluation.baselines.nlup import consistent, non_local, upsampled
-from bmex_bids.evaluation.experiments import bmes, frame, harmonise, lesions, safeguards
+from bmex_bids.evaluation.experiments import bmes, frame, grid, harmonise, lesions, safeguards
 from bmex_bids.evaluation.experiments.brains import Brain, Scene
 from bmex_bids.evaluation.experiments.registration import registered, warped
 from bmex_bids.evaluation.experiments.segmenting import labels_of
@@ -102,6 +102,22 @@ def test_rows_that_are_there_are_not_made_again(tmp_path):
     assert [key for key, _ in frame.fresh(path, keys)] == [keys[1]]
     text = frame.table(frame.rows_kept(path), ["method"], {"x": 2})
     assert text.splitlines()[2:] == ["| m | 1 | 0.50 |", "| n | 1 |  |"]
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (["--methods", "nonsense"], "nonsense: neither one of bmex, "),
+    (["--methods", "ants"], "needs --ants PYTHON"),
+    (["--methods", "ants", "--ants", "/no/python"], "--ants /no/python: no such program"),
+    (["--conditions", "T9w"], "invalid choice: 'T9w'"),
+    (["--conditions", "T2w-9"], "no held-out brain for T2w-9: give --data"),
+    (["--data", "/no/data"], "/no/data/label_maps"),
+    (["--severities", "terrible"], "invalid choice: 'terrible'"),
+])  # fmt: skip
+def test_what_cannot_be_used_is_said_in_a_line(given, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        grid.main([*given, "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def tiny_experiment(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:

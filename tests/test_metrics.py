@@ -306,5 +306,19 @@ def test_a_data_range_of_zero_is_refused() -> None:
 
 def test_data_consistency() -> None:
     mask = np.ones_like(VOLUME, bool)
-    assert metrics.data_consistency(VOLUME, VOLUME, mask) == 0
-    assert metrics.data_consistency(VOLUME, VOLUME * 1.1, mask) == pytest.approx(0.1, rel=1e-4)
+    zooms = np.ones(3)
+    assert metrics.data_consistency(VOLUME, VOLUME, mask, zooms) == 0
+    found = metrics.data_consistency(VOLUME, VOLUME * 1.1, mask, zooms)
+    assert found == pytest.approx(0.1, rel=1e-4)
+
+
+def test_data_consistency_looks_at_six_millimetres() -> None:
+    """The filter leaves exp(-(2 pi sigma / wave)^2 / 2) of a wave, here of amplitude 0.1."""
+    flat, mask = np.ones((96, 24, 24), np.float32), np.ones((96, 24, 24), bool)
+    places = np.arange(96, dtype=np.float32) + 0.5
+    for voxel, wave in ((1.0, 6.0), (0.5, 6.0), (1.0, 48.0)):
+        change = 0.1 * np.cos(2 * np.pi * places * voxel / wave)  # goes on by reflection
+        zooms = np.full(3, voxel)
+        found = metrics.data_consistency(flat, flat + change[:, None, None], mask, zooms)
+        kept = np.exp(-0.5 * (2 * np.pi * 6.0 / 2.3548 / wave) ** 2)
+        assert found == pytest.approx(0.1 * kept / np.sqrt(2), rel=0.03), (voxel, wave)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from bmex_bids.evaluation.baselines.nlup import upsampled
 from bmex_bids.evaluation.experiments.brains import Brain, Scene, held_out
 from bmex_bids.inference import Compute, enhance_volume
 from bmex_bids.training.degrade import Recipe
+from bmex_bids.training.stages import CONDITIONS
 from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
 
 Row = dict[str, str]
 CPU = Compute("cpu", "float32")
+OWN = ("bmex", "nlm", "nlup", "ants", "cubic", "linear")
 SIX = ("MSE", "PSNR", "SSIM", "MS-SSIM", "UQI", "VIF")
 
 
@@ -73,29 +76,46 @@ def options(name: str, text: str | None) -> argparse.ArgumentParser:
         help="rows there are kept; a method or draw added later wants another folder")
     add("--crop", type=int, default=112, help="central cube in voxels of 0.8 mm; 0: whole brains")
     add("--heads", type=int, default=1, help="held-out label maps per condition")
-    add("--conditions", nargs="+", default=["T1w-24", "T2w-24", "T1w-12", "T2w-0"])
+    add("--conditions", nargs="+", default=["T1w-24", "T2w-24", "T1w-12", "T2w-0"],
+        choices=[c for c in CONDITIONS if c != "any"], metavar="CONDITION",
+        help="contrasts and stages: %(choices)s")
     add("--methods", nargs="+", default=["bmex", "nlm", "nlup"],
         help="bmex, nlm, ants, nlup, cubic, linear, or another model set's name")
     add("--models-dir", type=Path)
     add("--ants", metavar="PYTHON", help="an interpreter that has antspyx")
     add("--quick", action="store_true", help="seconds: a small part of MNI152, few conditions")
+    parser.set_defaults(refuse=parser.error)
     return parser
 
 
 def setup_of(args: argparse.Namespace) -> Setup:
+    """What the options ask for; what cannot be used ends the program with a line and code 2."""
+    try:
+        return _checked(args)
+    except (ValueError, FileNotFoundError) as error:
+        args.refuse(str(error))
+        raise
+
+
+def _checked(args: argparse.Namespace) -> Setup:
     """What the options ask for.
 
     Raises:
-        ValueError: ``ants`` without an interpreter, or no brain for the conditions.
+        ValueError: ``ants`` without an interpreter, an unknown method, or no brain.
+        FileNotFoundError: the data folder has no label maps.
     """
     if "ants" in args.methods and not args.ants:
         raise ValueError("the method ants needs --ants PYTHON, an interpreter that has antspyx")
+    if args.ants and not shutil.which(args.ants):
+        raise ValueError(f"--ants {args.ants}: no such program")
     data, crop, heads, conditions = args.data, args.crop, args.heads, args.conditions
     if args.quick:
         data, crop, heads, conditions = None, min(crop, 64) or 64, 0, ["T1w-24"]
     brains = held_out(data, crop=crop, heads=heads, conditions=conditions)
     if not brains:
         raise ValueError(f"no held-out brain for {' '.join(conditions)}: give --data")
+    for name in set(args.methods) - set(OWN):
+        record_of(args.models_dir, brains[0].condition, name)
     weights = record_of(args.models_dir, brains[0].condition).sha256[:12]
     out: Path = args.out / f"{weights}-crop{crop}"
     out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +135,9 @@ def record_of(models: Path | None, condition: str, name: str = "bundled") -> Mod
         if (record.kind, record.set, record.stage) == ("enhance", name, stage):
             if suffix in record.suffixes:
                 return record
-    raise ValueError(f"no model of the set {name!r} for {condition}")
+    raise ValueError(
+        f"{name}: neither one of {', '.join(OWN)} nor a set of models with one for {condition}"
+    )
 
 
 @lru_cache(maxsize=2)

@@ -21,7 +21,7 @@ from bmex_bids.evaluation.experiments.frame import (
     table,
 )
 from bmex_bids.training.degrade import Recipe, standard_recipe
-from bmex_bids.training.motion import KINDS
+from bmex_bids.training.motion import KINDS, SEVERITIES
 from bmex_bids.training.pool import GRID
 
 __all__ = ["main", "recipe_of"]
@@ -41,7 +41,8 @@ def recipe_of(severity: str, thickness: float, extra: str, kind: str) -> Recipe:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, and write table and figures."""
     parser = options("grid", __doc__)
-    parser.add_argument("--severities", nargs="+", default=["minor", "moderate", "severe"])
+    parser.add_argument("--severities", nargs="+", default=["minor", "moderate", "severe"],
+                        choices=["none", *SEVERITIES], metavar="SEVERITY", help="%(choices)s")
     parser.add_argument("--thickness", nargs="+", type=float, default=[0.8, 1.6, 2.4])
     parser.add_argument("--extras", nargs="+", default=["none"], choices=EXTRAS)
     args = parser.parse_args(argv)

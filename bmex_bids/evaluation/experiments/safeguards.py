@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from bmex_bids import intensity, metrics
+from bmex_bids import metrics
 from bmex_bids.evaluation.baselines.filters import Mask, Volume
 from bmex_bids.evaluation.experiments.brains import repainted, scene
 from bmex_bids.evaluation.experiments.drawing import points
@@ -37,13 +37,11 @@ RECIPES = {
     "noise": Recipe(noise=0.05),
 }
 ZOOMS = np.full(3, 0.8)
-LIMIT = 0.05  # above it the app flags the image
 
 
 def consistency(given: Volume, made: Volume, mask: Mask) -> float:
     """How far a result is from its input at coarse scale, as the app measures it."""
-    one, other = (intensity.smooth(v * mask, ZOOMS, 6.0) for v in (given, made))
-    return metrics.data_consistency(one, other, mask)
+    return metrics.data_consistency(given, made, mask, ZOOMS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cured = tissues_of(setup.models, well.given, brain.condition)[1]
                 outputs["lesions erased"] = (ill.given, cured)
             add([
-                {"output": name, "consistency": value, "flagged": float(value > LIMIT)}
+                {"output": name, "consistency": value, "flagged": float(value > metrics.CONSISTENT)}
                 for name, (given, output) in outputs.items()
                 for value in [consistency(given, output, given > 0)]
             ])  # fmt: skip
