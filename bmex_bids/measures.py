@@ -116,6 +116,15 @@ MEASURES = (
         paired=False,
         percent=True,
     ),
+    Measure(
+        "DataConsistencyWorst",
+        "Contradiction of the input at its worst place",
+        "",
+        "lower",
+        "The largest of these differences. A lesion that was erased stands here.",
+        paired=False,
+        percent=True,
+    ),
     *(
         Measure(
             f"Median{tissue}",

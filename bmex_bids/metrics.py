@@ -26,6 +26,7 @@ __all__ = [
     "cnr",
     "data_consistency",
     "dice",
+    "is_contradiction",
     "ms_ssim",
     "mse",
     "noise_sd",
@@ -48,7 +49,7 @@ K1, K2 = 0.01, 0.03  # of SSIM
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, finest scale first
 COARSE_MM = 6.0  # full width at half maximum of the filter of data consistency
 FWHM_PER_SIGMA = 2.3548  # of a Gaussian
-CONSISTENT = 0.05  # data consistency above this is told
+CONSISTENT = (0.01, 0.05)  # data consistency above these, in all or at one place, is told
 VISUAL_NOISE = 2.0  # of VIF: variance of the visual noise, on a scale of 0 to 255
 
 
@@ -269,10 +270,10 @@ def vif(
 
 def data_consistency(
     before: Array, after: Array, mask: Mask, zooms: npt.NDArray[np.float64]
-) -> float:
+) -> tuple[float, float]:
     """How much of the given image the result contradicts, 0 to about 1; lower is better.
 
-    Root mean square of the difference over that of the given image, inside the mask, both after a
+    The difference over the root mean square of the given image, inside the mask, both after a
     Gaussian filter of 6 mm full width at half maximum, so that removed noise does not count.
 
     Args:
@@ -280,12 +281,23 @@ def data_consistency(
         after: (x, y, z) the result, on the same scale.
         mask: (x, y, z) bool; what lies outside does not count.
         zooms: (3,) voxel size in mm.
+
+    Returns:
+        The root mean square of the difference, and the largest, which one place decides; NaN for
+        an image of zeros.
     """
     sigma = COARSE_MM / FWHM_PER_SIGMA / np.asarray(zooms, np.float64)
     given = gaussian_filter(np.where(mask, before, 0), sigma)[mask].astype(np.float64)
     change = gaussian_filter(np.where(mask, after - before, 0), sigma)[mask].astype(np.float64)
     size = float((given**2).mean())
-    return float((change**2).mean() / size) ** 0.5 if size > 0 else float("nan")
+    if not size > 0:
+        return float("nan"), float("nan")
+    return float((change**2).mean() / size) ** 0.5, float(np.abs(change).max()) / size**0.5
+
+
+def is_contradiction(everywhere: float, worst: float) -> bool:
+    """Tell whether :func:`data_consistency` says that the result contradicts the image."""
+    return everywhere > CONSISTENT[0] or worst > CONSISTENT[1]
 
 
 def _prepared(

@@ -33,7 +33,8 @@ Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 BRIGHTEST = 6.0  # of the brain's median; brighter voxels are clipped in the network's input
-_PAIRED = ("QualityIndex", "DataConsistency", "ResidualShare")  # need the enhanced image
+# What needs the enhanced image.
+_PAIRED = ("QualityIndex", "DataConsistency", "DataConsistencyWorst", "ResidualShare")
 BYTES_PER_VOXEL = 20  # of the image, held while a network computes: image, mask, bias field, ...
 USUAL_VOXELS = 256**3  # whose bytes count as the program's own
 SLAB = 16  # voxels; distances are computed in slabs, since they take 60 bytes a voxel
@@ -372,6 +373,7 @@ def _measure(
     """Measures before (the input as it came) and after (the enhanced image), same labels."""
     voxel = float(np.prod(zooms))
     before, after = metrics.tct(volume, labels), metrics.tct(enhanced, labels)
+    contradiction = metrics.data_consistency(corrected, restored, mask, zooms)
     scale = float(np.percentile(corrected[mask], 98))
     residual = (restored - corrected)[mask]
     return {
@@ -383,7 +385,8 @@ def _measure(
         "CNRAfter": metrics.cnr(enhanced, labels),
         "CJVBefore": metrics.cjv(volume, labels),
         "CJVAfter": metrics.cjv(enhanced, labels),
-        "DataConsistency": metrics.data_consistency(corrected, restored, mask, zooms),
+        "DataConsistency": contradiction[0],
+        "DataConsistencyWorst": contradiction[1],
         "ResidualShare": float(np.sqrt((residual.astype(np.float64) ** 2).mean()) / scale),
         "VolumeCSF": metrics.volume_ml(labels, metrics.CSF, voxel),
         "VolumeGM": metrics.volume_ml(labels, metrics.GM, voxel),
@@ -461,8 +464,12 @@ def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> 
             f"strong correction: the image changed by {numbers['ResidualShare']:.0%} of its bright "
             "tissue's intensity; look at the residual before trusting fine detail"
         )
-    if numbers["DataConsistency"] > metrics.CONSISTENT:
-        flags.append("the result differs from the input at coarse scale, where it should not")
+    everywhere, worst = numbers["DataConsistency"], numbers["DataConsistencyWorst"]
+    if metrics.is_contradiction(everywhere, worst):
+        flags.append(
+            f"the result differs from the input at coarse scale, by {everywhere:.1%} in the brain "
+            f"and {worst:.0%} at the worst place: look at the residual for anatomy that is lost"
+        )
     brain = numbers["VolumeBrainMask"]
     if not 80 <= brain <= 2200:
         flags.append(f"brain mask of {brain:.0f} mL: outside what a human brain can have")

@@ -307,9 +307,15 @@ def test_a_data_range_of_zero_is_refused() -> None:
 def test_data_consistency() -> None:
     mask = np.ones_like(VOLUME, bool)
     zooms = np.ones(3)
-    assert metrics.data_consistency(VOLUME, VOLUME, mask, zooms) == 0
-    found = metrics.data_consistency(VOLUME, VOLUME * 1.1, mask, zooms)
+    assert metrics.data_consistency(VOLUME, VOLUME, mask, zooms) == (0, 0)
+    assert np.isnan(metrics.data_consistency(VOLUME * 0, VOLUME, mask, zooms)).all()
+    found, _ = metrics.data_consistency(VOLUME, VOLUME * 1.1, mask, zooms)
     assert found == pytest.approx(0.1, rel=1e-4)
+    flat = np.ones((40, 40, 40), np.float32)
+    erased = flat.copy()
+    erased[18:22, 18:22, 18:22] -= 0.5
+    found, worst = metrics.data_consistency(flat, erased, flat > 0, zooms)
+    assert worst > 10 * found > 0
 
 
 def test_data_consistency_looks_at_six_millimetres() -> None:
@@ -319,6 +325,7 @@ def test_data_consistency_looks_at_six_millimetres() -> None:
     for voxel, wave in ((1.0, 6.0), (0.5, 6.0), (1.0, 48.0)):
         change = 0.1 * np.cos(2 * np.pi * places * voxel / wave)  # goes on by reflection
         zooms = np.full(3, voxel)
-        found = metrics.data_consistency(flat, flat + change[:, None, None], mask, zooms)
+        found, worst = metrics.data_consistency(flat, flat + change[:, None, None], mask, zooms)
         kept = np.exp(-0.5 * (2 * np.pi * 6.0 / 2.3548 / wave) ** 2)
         assert found == pytest.approx(0.1 * kept / np.sqrt(2), rel=0.03), (voxel, wave)
+        assert worst == pytest.approx(0.1 * kept, rel=0.15), (voxel, wave)
