@@ -29,6 +29,9 @@ Mask = npt.NDArray[np.bool_]
 EDGES: npt.NDArray[np.float64] = np.linspace(0.0, 1000.0, 101)
 """Bin edges of every stored histogram, on the common scale."""
 BLOCK_MM = 2.0  # side of the blocks whose means the bias field is estimated from
+ITERATIONS = (50, 50, 30)  # greatest number of N4's per level of its B-spline
+WEAK_FIELD = 0.03  # standard deviation of the field's logarithm in the brain; N4 finds less in
+STRONG_FIELD = 0.09  # most clean images. A stronger one than this is worth the finest level
 
 
 def brain_gain(volume: Array, mask: Mask) -> float:
@@ -61,7 +64,6 @@ def bias_field(
     zooms: npt.NDArray[np.float64],
     *,
     spacing: float = 6.0,
-    iterations: tuple[int, ...] = (50, 50, 30),
 ) -> Array:
     """Multiplicative bias field by N4 (doi:10.1109/TMI.2010.2046908).
 
@@ -70,12 +72,15 @@ def bias_field(
     larger blocks mix the tissues. The field's geometric mean in the mask is 1, so that dividing by
     it keeps the brain's overall intensity.
 
+    N4 takes a part of the anatomy for shading, the more the finer the field may vary. So a strong
+    field alone is estimated at the finest level, and a weak one, such as N4 finds in images that
+    have none, is left in the image: it is 1 everywhere. ``benchmarks/bias.py`` measures it.
+
     Args:
         volume: (x, y, z) intensities.
         mask: (x, y, z) brain.
         zooms: (3,) voxel size in mm.
         spacing: voxel size in mm of the shrunken image.
-        iterations: greatest number of iterations per level of the B-spline.
 
     Returns:
         (x, y, z) field, between 0.2 and 5; the image divided by it is corrected.
@@ -88,14 +93,27 @@ def bias_field(
     inside = sitk.Shrink(sitk.Cast(share > 0.5, sitk.sitkUInt8), steps)
     if not sitk.GetArrayViewFromImage(inside).any():
         return np.ones_like(volume)
-    corrector = sitk.N4BiasFieldCorrectionImageFilter()
-    corrector.SetMaximumNumberOfIterations(list(iterations))
-    corrector.SetConvergenceThreshold(1e-4)
-    corrector.Execute(small, inside)
+    corrector = _n4(small, inside, ITERATIONS[:-1])
+    log_field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(small))
+    strength = float(log_field[sitk.GetArrayViewFromImage(inside) > 0].std())
+    if strength < WEAK_FIELD:
+        return np.ones_like(volume)
+    if strength > STRONG_FIELD:
+        corrector = _n4(small, inside, ITERATIONS)
     log_field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image))
     field = log_field.T.astype(np.float32)
     field -= field[mask].mean()
     return np.exp(np.clip(field, np.log(0.2), np.log(5.0)), dtype=np.float32)
+
+
+def _n4(
+    image: sitk.Image, inside: sitk.Image, iterations: tuple[int, ...]
+) -> sitk.N4BiasFieldCorrectionImageFilter:
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetMaximumNumberOfIterations(list(iterations))
+    corrector.SetConvergenceThreshold(1e-4)
+    corrector.Execute(image, inside)
+    return corrector
 
 
 def _shrink_factors(

@@ -491,7 +491,8 @@ def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> 
 def _field(bias: Array) -> dict[str, Any]:
     """What is said of the bias field, from its values in the brain (n)."""
     return {
-        "Method": "N4 (SimpleITK), inside the brain mask",
+        "Method": "N4 (SimpleITK), inside the brain mask; a weak field is left in the image",
+        "Applied": bool(bias.min() < bias.max()),
         "MinimumInBrain": float(bias.min()),
         "MaximumInBrain": float(bias.max()),
     }
