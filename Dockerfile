@@ -4,9 +4,10 @@
 #   docker run --rm -u "$(id -u):$(id -g)" -v DATA:/bids:ro -v OUT:/out bmex /bids /out participant
 #
 # It needs no network, no home and no writable root file system, only /out (and /tmp).
-# For another build of PyTorch give its requirement and the index of its wheels (see pytorch.org):
-#   --build-arg TORCH=torch==2.13.0+cpu --build-arg TORCH_INDEX_URL=...   (CPU only, smaller)
-#   --build-arg TORCH=torch==2.13.0+cu126 --build-arg TORCH_INDEX_URL=... (then run with --gpus all)
+# On x86 that has PyTorch with CUDA (6 GB; run it with --gpus all for a GPU). For another build give
+# its requirement and the index of its wheels (see pytorch.org):
+#   --build-arg TORCH=torch==2.13.0+cpu --build-arg TORCH_INDEX_URL=...   (CPU only, 2.4 GB)
+#   --build-arg TORCH=torch==2.13.0+cu126 --build-arg TORCH_INDEX_URL=... (for an older driver)
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
