@@ -156,8 +156,11 @@ class SlicePair(nn.Module):
         self.multiple = max(self.tissue.multiple, 4)
         self.live_channels = self.tissue.live_channels + 8
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(b, 1, x, y, z) ->`` tissue scores (classes) and the corrected image (1)."""
+    def forward(self, x: Tensor, *, enhance: bool = True) -> tuple[Tensor, Tensor]:
+        """``(b, 1, x, y, z) ->`` tissue scores (classes) and the corrected image (1).
+
+        Without ``enhance`` the image comes back as it is.
+        """
         condition = torch.full((len(x),), self.condition, device=x.device)
         scores = self.tissue(x, condition if self.conditions else None)
-        return scores, self.corrector.volume(x)
+        return scores, self.corrector.volume(x) if enhance else x

@@ -113,6 +113,7 @@ def enhance_volume(
     tile: int | None = None,
     overlap: int = OVERLAP,
     flips: bool = False,
+    enhance: bool = True,
     progress: Progress | None = None,
     warn: Warn = _say,
 ) -> tuple[Volume, Volume, Volume | None]:
@@ -126,6 +127,7 @@ def enhance_volume(
         tile: side of the tiles in voxels; by default the largest that the memory allows.
         overlap: voxels that neighbouring tiles share; the middle half of them is blended.
         flips: average over the 8 mirror images of the volume.
+        enhance: without, the tissues alone are computed, and the volume comes back as it is.
         progress: called with (steps done, steps in all).
         warn: told when the GPU's memory is too small, so that the CPU computes.
 
@@ -140,7 +142,7 @@ def enhance_volume(
     """
 
     def forward(x: Tensor) -> Tensor:
-        scores, enhanced = network(x)
+        scores, enhanced = network(x) if enhance else network(x, enhance=False)
         return torch.cat((scores.float().softmax(1), enhanced.float()), 1)
 
     mean = np.zeros((1, 1, 1, 1), np.float32)

@@ -309,9 +309,14 @@ class BMEXPair(nn.Module):
         for name, layer in _dunet_layers(width, 2 * half, 1):
             self.add_module(f"{name}_recon", layer)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(b, 1, x, y, z) ->`` tissue scores (4 channels) and the enhanced image (1)."""
+    def forward(self, x: Tensor, *, enhance: bool = True) -> tuple[Tensor, Tensor]:
+        """``(b, 1, x, y, z) ->`` tissue scores (4 channels) and the enhanced image (1).
+
+        Without ``enhance`` the image comes back as it is.
+        """
         scores = _dunet_forward(self, x, "")
+        if not enhance:
+            return scores, x
         tissue = F.relu(self.bn1_con(self.conv1_con(scores.softmax(1))), inplace=True)
         image = F.relu(self.bn2_con(self.conv2_con(x)), inplace=True)
         return scores, _dunet_forward(self, torch.cat((tissue, image), 1), "_recon")

@@ -113,6 +113,7 @@ def enhance_run(
     record = _record(settings.models, job.weights)
     if settings.lesions and record.architecture.get("classes", 4) < 5:
         raise WeightsError(f"{record.name} has no class for lesions: drop --lesions")
+    keep = not settings.measure_only
     clock = _Clock(progress)
     with clock.step("load"):
         image = load_image(job.path, most_bytes=settings.compute.max_bytes)
@@ -146,6 +147,9 @@ def enhance_run(
         histograms = _histograms(scaled, enhanced, inside, record)
         histograms |= _tissue_histograms(scaled, enhanced, labels)
         numbers |= _distances(histograms) | _medians(scaled, enhanced, labels)
+        if not keep:
+            numbers = {k: v for k, v in numbers.items() if "After" not in k and k not in _PAIRED}
+            histograms = {k: v for k, v in histograms.items() if not k.startswith("After")}
         flags = (*_flags(numbers, image, mask, origin), *notes, *out.notes)
     provenance = _provenance(job, settings, record, mask_model, origin, field, anchors)
     provenance["IntensityScale"]["InputFactor"] = factor
@@ -153,11 +157,7 @@ def enhance_run(
     if out.notes:
         provenance["Device"] = "cpu"
     coarse = max(image.zooms) > 1.05 * record.grid_mm
-    keep = not settings.measure_only
     slope = (anchors[-1][1] - anchors[-2][1]) / (anchors[-1][0] - anchors[-2][0])
-    if not keep:
-        numbers = {k: v for k, v in numbers.items() if "After" not in k and k not in _PAIRED}
-        histograms = {k: v for k, v in histograms.items() if not k.startswith("After")}
     return Result(
         job=job,
         image=image,
@@ -269,7 +269,8 @@ def _apply_network(
     notes: list[str] = []
     probabilities, enhanced, spread = enhance_volume(
         *(kept_network(record), given, settings.compute),
-        flips=settings.uncertainty,
+        flips=settings.uncertainty and not settings.measure_only,
+        enhance=not settings.measure_only,
         warn=notes.append,
     )
     change = np.where(inside, (enhanced - given) / gain, 0).astype(np.float32)
@@ -456,20 +457,7 @@ def _medians(
 
 def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> list[str]:
     """What a reader should look at before trusting the result."""
-    flags = []
-    if not numbers["TCTAfter"] > 0.98 * numbers["TCTBefore"]:  # a clean image has nothing to gain
-        flags.append("tissue contrast (TCT) fell")
-    if numbers["ResidualShare"] > 0.15:
-        flags.append(
-            f"strong correction: the image changed by {numbers['ResidualShare']:.0%} of its bright "
-            "tissue's intensity; look at the residual before trusting fine detail"
-        )
-    everywhere, worst = numbers["DataConsistency"], numbers["DataConsistencyWorst"]
-    if metrics.is_contradiction(everywhere, worst):
-        flags.append(
-            f"the result differs from the input at coarse scale, by {everywhere:.1%} in the brain "
-            f"and {worst:.0%} at the worst place: look at the residual for anatomy that is lost"
-        )
+    flags = _flags_of_change(numbers) if "TCTAfter" in numbers else []
     brain = numbers["VolumeBrainMask"]
     if not 80 <= brain <= 2200:
         flags.append(f"brain mask of {brain:.0f} mL: outside what a human brain can have")
@@ -485,6 +473,25 @@ def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> 
             flags.append("the brain mask touches the border of the image on more than one side")
     if max(image.zooms) > 2:
         flags.append(f"thick slices ({max(image.zooms):.1f} mm): fine detail is interpolated")
+    return flags
+
+
+def _flags_of_change(numbers: dict[str, float]) -> list[str]:
+    """What a reader should look at in the difference between input and result."""
+    flags = []
+    if not numbers["TCTAfter"] > 0.98 * numbers["TCTBefore"]:  # a clean image has nothing to gain
+        flags.append("tissue contrast (TCT) fell")
+    if numbers["ResidualShare"] > 0.15:
+        flags.append(
+            f"strong correction: the image changed by {numbers['ResidualShare']:.0%} of its bright "
+            "tissue's intensity; look at the residual before trusting fine detail"
+        )
+    everywhere, worst = numbers["DataConsistency"], numbers["DataConsistencyWorst"]
+    if metrics.is_contradiction(everywhere, worst):
+        flags.append(
+            f"the result differs from the input at coarse scale, by {everywhere:.1%} in the brain "
+            f"and {worst:.0%} at the worst place: look at the residual for anatomy that is lost"
+        )
     return flags
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bmex_bids.duncan import SlicePair
 from bmex_bids.networks import (
     BMEXPair,
     Convolution,
@@ -263,6 +264,20 @@ def test_tissue_guided_unet_shapes_and_residual() -> None:
         scores, enhanced = network(x)
     assert scores.shape == (1, 4, 8, 12, 4)
     assert torch.equal(enhanced, x)  # it predicts the difference
+
+
+@pytest.mark.parametrize("network", [
+    BMEXPair(4),
+    TissueGuidedUNet({"widths": [4, 6], "thin": 2, "norm": "none"},
+                     {"widths": [4, 6], "thin": 2, "norm": "none"}),
+    SlicePair({"widths": [4, 6], "thin": 2, "norm": "none"}, {"width": 4, "blocks": 1}),
+])
+def test_tissues_alone_are_those_of_the_pair(network: torch.nn.Module) -> None:
+    volume = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        scores, image = network.eval()(volume, enhance=False)
+        torch.testing.assert_close(scores, network(volume)[0])
+    assert torch.equal(image, volume)
 
 
 @pytest.mark.parametrize(("size", "training", "expected"), [

@@ -129,6 +129,10 @@ def test_measure_only_and_uncertainty(tmp_path: Path, models: tuple[ModelRecord,
     assert "TCTBefore" in result.metrics
     assert not any("After" in key for key in result.metrics)
     assert "After" not in result.histograms
+    assert not any("fell" in flag for flag in result.flags)  # nothing was changed
+    enhanced = enhance_run(job, Settings(compute, models))
+    np.testing.assert_array_equal(enhanced.labels, result.labels)
+    assert enhanced.metrics["TCTBefore"] == result.metrics["TCTBefore"]
     result = enhance_run(job, Settings(compute, models, uncertainty=True))
     assert result.uncertainty is not None
     assert float(result.uncertainty.max()) < 1e-2  # the identity is the same in every mirror
