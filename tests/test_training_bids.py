@@ -298,7 +298,7 @@ def test_the_model_serves_the_app(dataset: Path, models: Path, tmp_path: Path) -
     available = tuple(list_models(models_dir(models)))
     done = enhance_run(jobs[0], pipeline.Settings(Compute("cpu", "float32"), available))
     assert done.enhanced is not None and np.isfinite(done.enhanced).all()
-    assert (done.enhanced[done.mask] > 0).mean() > 0.9
+    assert (done.enhanced[done.mask[done.box]] > 0).mean() > 0.9
 
 
 def test_the_record_of_a_run(dataset: Path, models: Path) -> None:
