@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -65,6 +66,11 @@ def stopping() -> Iterator[None]:
     before = {name: signal.signal(name, stop) for name in chosen}
     try:
         yield
+    except OSError as error:
+        gone = error.errno == errno.EIO and not all(os.isatty(fd) for fd in terminals)
+        if gone and signal.SIGHUP in before:  # its signal comes a moment after the first error
+            stop(signal.SIGHUP, None)
+        raise
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

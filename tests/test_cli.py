@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -506,3 +507,23 @@ def test_two_starts_into_one_output(tmp_path: Path, out: Path) -> None:
     assert json.loads((out / "dataset_description.json").read_text())["GeneratedBy"]
     assert len(list((out / "logs").glob("*.toml"))) == 2
     assert not [path for path in out.rglob("*") if path.name.startswith(".tmp")]
+
+@pytest.mark.parametrize(("number", "terminal", "expected"), [
+    (errno.EIO, False, KeyboardInterrupt),
+    (errno.EIO, True, OSError),
+    (errno.ENOSPC, False, OSError),
+])
+def test_a_terminal_that_is_gone_before_its_signal_comes(
+    number: int, terminal: bool, expected: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first write to a closed terminal may fail before SIGHUP arrives."""
+    there, turned = [True], []
+    monkeypatch.setattr(os, "isatty", lambda fd: there[0])
+    monkeypatch.setattr(os, "dup2", lambda new, fd: turned.append(fd))
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(expected) as raised, start_module.stopping():
+        there[0] = terminal
+        raise OSError(number, os.strerror(number))
+    assert signal.getsignal(signal.SIGHUP) is before
+    if expected is KeyboardInterrupt:
+        assert raised.value.args == (signal.SIGHUP,) and turned == [1, 2]
