@@ -68,7 +68,9 @@ def begin(argv: Sequence[str], *, terminal: bool) -> tuple[int, int]:
     if pid == 0:
         code = 70
         try:
-            if not terminal:
+            if terminal:
+                os.write(1, b"\n")
+            else:
                 for fd in (1, 2):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
             from tqdm import tqdm
@@ -84,6 +86,8 @@ def begin(argv: Sequence[str], *, terminal: bool) -> tuple[int, int]:
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             os._exit(code)
+    if terminal:
+        os.read(ours, 1)  # it has its terminal, without which forkpty() ends with code 1
     return pid, ours
 
 
