@@ -133,7 +133,9 @@ def enhance_run(
         restored = restore(out.change, out.grid)
         restored += corrected
         restored = np.where(inside, np.maximum(restored, 0, out=restored), np.float32(0))
-        preproc = _blended(image.data[box], bias, restored - corrected, inside, image.zooms)
+        preproc = None
+        if keep:
+            preproc = _blended(image.data[box], bias, restored - corrected, inside, image.zooms)
         field = _field(bias[inside])
         del bias  # a large image needs the memory, here and below
         probabilities, labels, lesions = _tissues(out, inside, lesions=settings.lesions)
@@ -167,7 +169,7 @@ def enhance_run(
         probabilities=probabilities,
         lesions=lesions,
         enhanced=enhanced if keep else None,
-        preproc=preproc if keep else None,
+        preproc=preproc,
         high_res=_high_res(out, anchors) if keep and (settings.high_res or coarse) else None,
         uncertainty=(
             restore(out.uncertainty, out.grid, order=1) * np.float32(slope) * inside
@@ -498,7 +500,8 @@ def _flags_of_change(numbers: dict[str, float]) -> list[str]:
 def _field(bias: Array) -> dict[str, Any]:
     """What is said of the bias field, from its values in the brain (n)."""
     return {
-        "Method": "N4 (SimpleITK), inside the brain mask; a weak field is left in the image",
+        "Method": "N4 (SimpleITK), inside the brain mask; left in the image where the standard "
+        f"deviation of its logarithm is below {intensity.WEAK_FIELD:g}",
         "Applied": bool(bias.min() < bias.max()),
         "MinimumInBrain": float(bias.min()),
         "MaximumInBrain": float(bias.max()),

@@ -12,6 +12,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from bmex_bids.brainmask import brain_mask, is_stripped, support
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import resolve
+from bmex_bids.metrics import FWHM_PER_SIGMA
 from bmex_bids.spatial import axis_matrix, onto_grid, resample
 from bmex_bids.weights import find_mask_model, list_models, load_network, models_dir
 
@@ -131,7 +132,7 @@ def match_scale(
     inside = mask & (volume != 0)
     if np.count_nonzero(inside) < 100 or np.ptp(volume[inside]) == 0:
         raise ValueError("the image is empty or constant inside the mask of the reference")
-    sigma = [max(6.0 / 2.3548 / float(z), 1.0) for z in zooms]
+    sigma = [max(6.0 / FWHM_PER_SIGMA / float(z), 1.0) for z in zooms]
     weight = gaussian_filter(inside.astype(np.float32), sigma)[inside]
     x, y = (
         gaussian_filter(np.where(inside, v, 0).astype(np.float32), sigma)[inside] / weight

@@ -80,7 +80,7 @@ def options(name: str, text: str | None) -> argparse.ArgumentParser:
         choices=[c for c in CONDITIONS if c != "any"], metavar="CONDITION",
         help="contrasts and stages: %(choices)s")
     add("--methods", nargs="+", default=["bmex", "nlm", "nlup"],
-        help="bmex, nlm, ants, nlup, cubic, linear, or another model set's name")
+        help=f"{', '.join(OWN)}, or another model set's name")
     add("--models-dir", type=Path)
     add("--ants", metavar="PYTHON", help="an interpreter that has antspyx")
     add("--quick", action="store_true", help="seconds: a small part of MNI152, few conditions")
@@ -114,8 +114,9 @@ def _checked(args: argparse.Namespace) -> Setup:
     brains = held_out(data, crop=crop, heads=heads, conditions=conditions)
     if not brains:
         raise ValueError(f"no held-out brain for {' '.join(conditions)}: give --data")
-    for name in set(args.methods) - set(OWN):
-        record_of(args.models_dir, brains[0].condition, name)
+    for name in args.methods:
+        if name not in OWN:
+            record_of(args.models_dir, brains[0].condition, name)
     weights = record_of(args.models_dir, brains[0].condition).sha256[:12]
     out: Path = args.out / f"{weights}-crop{crop}"
     out.mkdir(parents=True, exist_ok=True)
