@@ -16,9 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 
-@pytest.mark.skipif(
-    not (DATA / "label_maps").exists(), reason="the shared label maps are not here"
-)
+@pytest.mark.skipif(not (DATA / "label_maps").exists(), reason="the shared label maps are not here")
 def test_one_command_trains_every_bundled_model(tmp_path: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(ROOT / "data" / "models", models)
