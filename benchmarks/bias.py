@@ -21,7 +21,7 @@ import torch
 from bmex_bids import intensity, metrics
 from bmex_bids.evaluation.demo import reference_brain
 from bmex_bids.image import load_image
-from bmex_bids.pipeline import _box
+from bmex_bids.spatial import box_around
 from bmex_bids.training.degrade import rician
 from bmex_bids.training.fields import bias_field
 
@@ -38,7 +38,7 @@ def main() -> None:
     print("| image | noise | true | found | error | TCT given | ideal | corrected | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, image, mask, tissue in cases:
-        box = _box(mask, image.zooms)
+        box = box_around(mask, image.zooms)
         clean, inside = image.data[box], mask[box]
         top = float(np.percentile(clean[inside], 95))
         for strength in (0.0, 0.1, 0.3):

@@ -24,7 +24,7 @@ from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.derivatives import Result
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import Compute, enhance_volume
-from bmex_bids.spatial import Grid, conform, crop_to_mask, model_grid, onto_grid, restore
+from bmex_bids.spatial import Grid, box_around, conform, model_grid, onto_grid, restore
 from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, kept_network
 
 __all__ = ["Settings", "enhance_run"]
@@ -122,7 +122,7 @@ def enhance_run(
     with clock.step("brain mask"):
         mask, origin, mask_model = _find_brain(job, image, volume, settings)
         intensity.brain_gain(volume, mask)  # refuses a mask over nothing, before anything is slow
-    box = _box(mask, image.zooms)  # all that follows happens around the brain
+    box = box_around(mask, image.zooms)  # all that follows happens around the brain
     affine, inside, given = _shifted(image.affine, box), mask[box], volume[box]
     with clock.step("bias field"):
         bias = intensity.bias_field(given, inside, image.zooms)
@@ -191,15 +191,6 @@ def _beside(image: Image, settings: Settings) -> Settings:
     if compute.max_bytes is None or not taken:
         return settings
     return replace(settings, compute=replace(compute, max_bytes=max(compute.max_bytes - taken, 0)))
-
-
-def _box(mask: Mask, zooms: npt.NDArray[np.float64], margin: float = 10.0) -> Box:
-    """The brain's bounding box and a margin in mm around it, within the image."""
-    cut = [
-        slice(max(low - math.ceil(margin / zoom), 0), min(high + math.ceil(margin / zoom), size))
-        for (low, high), zoom, size in zip(crop_to_mask(mask), zooms, mask.shape, strict=True)
-    ]
-    return cut[0], cut[1], cut[2]
 
 
 def _shifted(affine: npt.NDArray[np.float64], box: Box) -> npt.NDArray[np.float64]:

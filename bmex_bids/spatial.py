@@ -8,6 +8,7 @@ oblique image is never rotated.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -19,6 +20,7 @@ from scipy.ndimage import affine_transform
 __all__ = [
     "Grid",
     "axis_matrix",
+    "box_around",
     "conform",
     "crop_to_mask",
     "model_grid",
@@ -67,6 +69,26 @@ def crop_to_mask(mask: npt.NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
         line = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
         bounds.append((int(line[0]), int(line[-1]) + 1))
     return tuple(bounds)
+
+
+def box_around(
+    mask: npt.NDArray[np.bool_], zooms: npt.NDArray[np.float64], margin: float = 10.0
+) -> tuple[slice, slice, slice]:
+    """The mask's bounding box and a margin in mm around it, within the image.
+
+    Args:
+        mask: (x, y, z).
+        zooms: (3,) voxel size in mm.
+        margin: in mm, to every side.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    cut = [
+        slice(max(low - math.ceil(margin / zoom), 0), min(high + math.ceil(margin / zoom), size))
+        for (low, high), zoom, size in zip(crop_to_mask(mask), zooms, mask.shape, strict=True)
+    ]
+    return cut[0], cut[1], cut[2]
 
 
 def model_grid(

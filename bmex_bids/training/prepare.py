@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from bmex_bids import intensity
 from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import Compute, enhance_volume
-from bmex_bids.spatial import Grid, conform, crop_to_mask, model_grid, onto_grid
+from bmex_bids.spatial import Grid, box_around, conform, crop_to_mask, model_grid, onto_grid
 from bmex_bids.training.degrade import degrade, random_recipe
 from bmex_bids.training.fields import bias_field, uniform
 from bmex_bids.training.losses import IGNORE
@@ -66,7 +65,7 @@ def prepare(scan: Scan, how: Preparation) -> dict[str, Tensor]:
     image = load_image(scan.job.path)
     volume = np.maximum(image.data, 0)
     mask = _brain(scan, image, volume, how)
-    box = _box(mask, image.zooms)
+    box = box_around(mask, image.zooms, AROUND)
     affine = image.affine.copy()
     affine[:3, 3] += image.affine[:3, :3] @ [cut.start for cut in box]
     bias = intensity.bias_field(volume[box], mask[box], image.zooms)
@@ -104,14 +103,6 @@ def _brain(scan: Scan, image: Image, volume: Array, how: Preparation) -> Mask:
         scale=None if model.scale == 1.0 else model.scale,
     )
     return mask
-
-
-def _box(mask: Mask, zooms: npt.NDArray[np.float64]) -> tuple[slice, slice, slice]:
-    cut = [
-        slice(max(low - math.ceil(AROUND / zoom), 0), min(high + math.ceil(AROUND / zoom), size))
-        for (low, high), zoom, size in zip(crop_to_mask(mask), zooms, mask.shape, strict=True)
-    ]
-    return cut[0], cut[1], cut[2]
 
 
 def _given_labels(
