@@ -18,6 +18,7 @@ __all__ = [
     "apply_anchors",
     "bias_field",
     "brain_gain",
+    "distance_after",
     "histogram",
     "histogram_distance",
     "tissue_medians",
@@ -238,3 +239,26 @@ def histogram_distance(
     """Wasserstein-1 distance of two histograms over :data:`EDGES`, in units of the common scale."""
     centres = (EDGES[:-1] + EDGES[1:]) / 2
     return float(wasserstein_distance(centres, centres, first, second))
+
+
+def distance_after(
+    values: Array,
+    anchors: list[tuple[float, float]],
+    reference: npt.ArrayLike,
+    *,
+    most: int = 200_000,
+) -> float:
+    """Distance to a reference that a brain would have on the common scale.
+
+    Args:
+        values: (voxels,) intensities in the brain.
+        anchors: of the map to the common scale.
+        reference: (100,) shares per bin of :data:`EDGES`.
+        most: voxels that are looked at, evenly spaced.
+
+    Returns:
+        :func:`histogram_distance` in units of the common scale.
+    """
+    some = values[:: max(values.size // most, 1)]
+    mapped = apply_anchors(some[None], anchors)[0]
+    return histogram_distance(histogram(mapped, np.ones(some.shape, bool)), np.asarray(reference))

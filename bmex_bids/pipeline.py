@@ -139,7 +139,7 @@ def enhance_run(
         field = _field(bias[inside])
         del bias  # a large image needs the memory, here and below
         probabilities, labels, lesions = _tissues(out, inside, lesions=settings.lesions)
-        anchors = _anchors(restored, probabilities, record)
+        anchors, scaling = _anchors(restored, inside, probabilities, record)
         enhanced = np.where(inside, intensity.apply_anchors(restored, anchors), np.float32(0))
     with clock.step("measure"):
         numbers = _measure(given, corrected, restored, enhanced, labels, inside, image.zooms)
@@ -152,9 +152,12 @@ def enhance_run(
         if not keep:
             numbers = {k: v for k, v in numbers.items() if "After" not in k and k not in _PAIRED}
             histograms = {k: v for k, v in histograms.items() if not k.startswith("After")}
-        flags = (*_flags(numbers, image, mask, origin), *notes, *out.notes)
-    provenance = _provenance(job, settings, record, mask_model, origin, field, anchors)
-    provenance["IntensityScale"]["InputFactor"] = factor
+        refused = (scaling.refusal,) if keep and scaling.refusal else ()
+        flags = (*_flags(numbers, image, mask, origin), *refused, *notes, *out.notes)
+    provenance = _provenance(job, settings, record, mask_model, origin, field)
+    scale: dict[str, Any] = provenance["IntensityScale"]
+    scale |= {"Enhanced": scaling.text, "Anchors": [list(pair) for pair in anchors]}
+    scale["InputFactor"] = factor
     provenance["Notes"] = [*image.notes, *notes, *out.notes]
     if out.notes:
         provenance["Device"] = "cpu"
@@ -304,16 +307,55 @@ def _tissues(
     return tissues, labels, apart[0] if lesions else None
 
 
+@dataclass(frozen=True)
+class _Scaling:
+    """How an image came to the common scale, in words, and why not by its tissues."""
+
+    text: str
+    refusal: str | None = None
+
+
+BY_TISSUES = _Scaling(
+    "common scale of the age stage: bias-corrected, zero stays zero, the medians of CSF, GM and WM "
+    "are those of the stage's reference, piecewise linear between them"
+)
+BY_MEDIAN = _Scaling(
+    "common scale of the age stage: bias-corrected, by one factor, so that the brain's median is "
+    "that of the stage's reference"
+)
+
+
 def _anchors(
-    restored: Array, probabilities: Array, record: ModelRecord
-) -> list[tuple[float, float]]:
-    """Points of the map from the image's intensities to the common scale."""
-    reference = (record.reference or {}).get("TissueMeans", {})
+    restored: Array, mask: Mask, probabilities: Array, record: ModelRecord
+) -> tuple[list[tuple[float, float]], _Scaling]:
+    """Points of the map from the image's intensities to the common scale, and what it is.
+
+    The tissues' medians make the map, unless it takes the brain's histogram farther from the
+    stage's reference than one factor does. Then the labels are to blame, or a contrast that the
+    stage does not have, and one factor is taken.
+    """
+    reference = record.reference or {}
+    values = restored[mask]
+    wanted = float(reference.get("Median", 300.0))
+    plain = [(0.0, 0.0), (float(np.median(values[values > 0])), wanted)]
     found = intensity.tissue_medians(restored, probabilities)
-    if not set(reference) & set(found):
-        wanted = float((record.reference or {}).get("Median", 300.0))
-        return [(0.0, 0.0), (float(np.median(restored[restored > 0])), wanted)]
-    return intensity.anchors_to_reference(found, reference)
+    if not set(reference.get("TissueMeans", {})) & set(found):
+        return plain, BY_MEDIAN
+    anchors = intensity.anchors_to_reference(found, reference["TissueMeans"])
+    if "Density" not in reference:
+        return anchors, BY_TISSUES
+    by_tissues, by_median = (
+        intensity.distance_after(values, points, reference["Density"])
+        for points in (anchors, plain)
+    )
+    if by_tissues <= by_median:
+        return anchors, BY_TISSUES
+    return plain, replace(
+        BY_MEDIAN,
+        refusal="scaled by one factor: the medians of the tissues would take the histogram farther "
+        f"from the age stage's reference (distance {by_tissues:.1f}, by one factor "
+        f"{by_median:.1f}); are the tissue labels right?",
+    )
 
 
 def _blended(
@@ -506,7 +548,6 @@ def _provenance(
     mask_model: ModelRecord | None,
     origin: str,
     field: dict[str, Any],
-    anchors: list[tuple[float, float]],
 ) -> dict[str, Any]:
     """How the result was made, as it goes into the sidecars."""
     return {
@@ -529,12 +570,8 @@ def _provenance(
         "Seed": settings.seed,
         "BiasField": field,
         "IntensityScale": {
-            "Enhanced": "common scale of the age stage: bias-corrected, zero stays zero, the "
-            "medians of CSF, GM and WM are those of the stage's reference, piecewise linear "
-            "between them",
             "Preproc": "the input's intensity scale with its own bias field; voxels outside the "
             "brain mask equal the input's",
-            "Anchors": [list(pair) for pair in anchors],
         },
         "Version": __version__,
     }

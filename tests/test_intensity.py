@@ -124,3 +124,11 @@ def test_an_image_without_a_field_is_left_as_it_is(noise: float) -> None:
     tissue += np.random.default_rng(1).normal(0, noise, tissue.shape)
     volume = (np.maximum(tissue, 0) * mask).astype(np.float32)
     assert (intensity.bias_field(volume, mask, np.full(3, 2.0)) == 1).all()
+
+
+def test_distance_after_a_map() -> None:
+    values = np.full(1_000_000, 50, np.float32)
+    reference = np.zeros(100)
+    reference[30] = 1  # the bin of 300 to 310
+    assert intensity.distance_after(values, [(0, 0), (50, 305)], reference) == 0
+    assert intensity.distance_after(values, [(0, 0), (50, 205)], reference) == pytest.approx(100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,15 +11,18 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from bmex_bids import inference
+from bmex_bids import inference, intensity
 from bmex_bids.bids import Job
 from bmex_bids.image import Image, ImageError
 from bmex_bids.inference import Compute
 from bmex_bids.pipeline import (
     BLEND_MM,
+    BY_MEDIAN,
+    BY_TISSUES,
     BYTES_PER_VOXEL,
     SLAB,
     Settings,
+    _anchors,
     _beside,
     _fade,
     enhance_run,
@@ -29,6 +33,11 @@ from bmex_bids.weights import ModelRecord, WeightsError, list_models
 
 SMALL = {"widths": [4, 6], "thin": 2, "norm": "none"}
 ARCHITECTURE = {"name": "TissueGuidedUNet", "tissue": SMALL, "enhance": SMALL}
+RECORD = ModelRecord(
+    name="identity", kind="enhance", set="bundled", suffixes=("T1w",), stage="24",
+    ages_months=(21.0, 1200.0), grid_mm=0.8, architecture={}, file="", sha256="",
+    version="0", licence="Apache-2.0", source="test",
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +55,7 @@ def identity(folder: Path, architecture: dict[str, object]) -> tuple[ModelRecord
         {"average": state, "settings": {}, "step": 1, "seconds": 1.0}, folder / "checkpoint.pt"
     )
     (folder / "log.csv").write_text("step\n1\n")
-    record = ModelRecord(
-        name="identity", kind="enhance", set="bundled", suffixes=("T1w",), stage="24",
-        ages_months=(21.0, 1200.0), grid_mm=0.8, architecture=architecture, file="", sha256="",
-        version="0", licence="Apache-2.0", source="test",
-    )
-    export(folder / "checkpoint.pt", record, folder)
+    export(folder / "checkpoint.pt", replace(RECORD, architecture=architecture), folder)
     return tuple(list_models([folder]))
 
 
@@ -218,3 +222,30 @@ def test_a_gpu_without_memory_leaves_a_note(
     result = enhance_run(job_of(tmp_path, (2.0, 2.0, 2.0)), settings)
     assert result.provenance["Device"] == "cpu"
     assert any("computed on the CPU" in flag for flag in result.flags)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_tissues_scale_only_where_they_bring_the_histogram_nearer(right: bool) -> None:
+    """Three tissues of 60, 210 and 300 on the reference; wrong labels call GM and WM alike."""
+    tissue = np.repeat([0, 1, 2], 9000).reshape(30, 30, 30)
+    spread = np.random.default_rng(1).normal(1, 0.02, tissue.shape)
+    restored = (np.choose(tissue, [20, 80, 100]) * spread).astype(np.float32)
+    mask = np.ones(tissue.shape, bool)
+    reference = {
+        "TissueMeans": {"CSF": 60.0, "GM": 210.0, "WM": 300.0},
+        "Median": 210.0,
+        "Density": intensity.histogram(np.choose(tissue, [60.0, 210.0, 300.0]) * spread, mask),
+    }
+    labels = tissue if right else np.random.default_rng(2).integers(0, 3, tissue.shape)
+    probabilities = np.stack([labels == k for k in range(3)]).astype(np.float32)
+    record = replace(RECORD, reference=reference)
+    anchors, scaling = _anchors(restored, mask, probabilities, record)
+    mapped = intensity.apply_anchors(restored, anchors)
+    assert np.median(mapped[tissue == 1]) == pytest.approx(210, abs=3)
+    if right:
+        assert scaling is BY_TISSUES
+        assert np.median(mapped[tissue == 2]) == pytest.approx(300, abs=3)
+    else:
+        assert scaling.text == BY_MEDIAN.text
+        assert len(anchors) == 2
+        assert scaling.refusal and "farther" in scaling.refusal
