@@ -70,6 +70,43 @@ def test_sulci_widen_with_atrophy_and_close_with_growth(amount: float) -> None:
     assert count(made, WHITE) == count(head.labels, WHITE)
 
 
+@pytest.mark.parametrize("amount", [-1.0, -0.4, 0.0, 0.4, 1.0])
+def test_cortex_grows_into_white_matter_and_back(amount: float) -> None:
+    head = label_head()
+    made = anatomy.grow_cortex(head.labels, TABLE, amount, generator())
+    change = count(made, CORTEX) - count(head.labels, CORTEX)
+    assert np.sign(change) == np.sign(amount)
+    assert change == count(head.labels, WHITE) - count(made, WHITE)
+    touching = torch.nn.functional.max_pool3d((made == WHITE)[None, None].float(), 3, 1, 1)[0, 0]
+    outer = (head.labels == CSF) & (touching > 0)
+    assert not bool(outer.any())  # some cortex stays everywhere
+
+
+def test_smoothed_gyri_have_no_sulci_and_a_cortex_of_one_thickness() -> None:
+    head = label_head()
+    folded, brain = head.labels.clone(), head.labels > 0
+    folded[:, 23:25, 34:44] = CSF  # a sulcus through the cortex into white matter
+    made = anatomy.smooth_gyri(folded, brain & (folded != 4), TABLE, 2.0, 3)
+    line = made[23, 24, 28:44].tolist()
+    cut = line.index(CORTEX)
+    assert set(line[:cut]) == {WHITE}
+    assert line[cut : cut + 3] == [CORTEX] * 3
+    assert CORTEX not in line[cut + 3 :]
+    assert count(made, VENTRICLE) == count(head.labels, VENTRICLE)
+    assert bool(((made == 4) == (folded == 4)).all())
+
+
+def test_fluid_is_laid_around_the_brain() -> None:
+    head = label_head()
+    made, brain = anatomy.add_fluid(head.labels, head.brain, TABLE, 2.0, generator())
+    assert bool((brain | head.brain).eq(brain).all())
+    new = brain & ~head.brain
+    assert bool((made[new] == CSF).all())
+    assert bool((made[~new] == head.labels[~new]).all())
+    shell = 4 / 3 * np.pi * ((16 + 2) ** 3 - 16**3)
+    assert int(new.sum()) == pytest.approx(shell, rel=0.5)
+
+
 def test_lesions_lie_in_white_matter_and_are_known() -> None:
     head = label_head()
     made, mask = anatomy.insert_lesions(head.labels, TABLE, 3, generator(), radius=(2.0, 3.0))

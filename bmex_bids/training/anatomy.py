@@ -10,10 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bmex_bids.training.degrade import gaussian_smooth
 from bmex_bids.training.fields import texture, uniform
 from bmex_bids.training.labels import LabelTable
 
-__all__ = ["grow_sulci", "grow_ventricles", "insert_lesions"]
+__all__ = [
+    "add_fluid",
+    "grow_cortex",
+    "grow_sulci",
+    "grow_ventricles",
+    "insert_lesions",
+    "smooth_gyri",
+]
 
 
 def _names(table: LabelTable, *parts: str) -> Tensor:
@@ -81,6 +89,96 @@ def grow_sulci(
     ids = torch.where(cortex, labels, 0)[None, None].float()
     nearest = F.max_pool3d(ids, 3, 1, 1)[0, 0].to(labels.dtype)
     return torch.where(place & (nearest > 0), nearest, out)
+
+
+def grow_cortex(
+    labels: Tensor, table: LabelTable, amount: float, generator: torch.Generator
+) -> Tensor:
+    """Turn white matter beside cortex into cortex, or cortex beside white matter into that.
+
+    Cortex that touches neither white matter nor more cortex on its other side stays, so that a thin
+    one does not vanish.
+
+    Args:
+        labels: (x, y, z) label indices.
+        table: their names.
+        amount: share of the border that changes, -1 to 1; above 0 is a thicker cortex.
+        generator: where the border changes.
+    """
+    out = labels.clone()
+    field = texture((labels.shape[0], labels.shape[1], labels.shape[2]), (6, 20), generator)
+    chosen = (field < torch.special.ndtri(torch.tensor(min(abs(amount), 0.999)))).to(labels.device)
+    for side in ("left", "right"):
+        names = (f"{side} cerebral white matter", f"{side} cerebral cortex")
+        if amount == 0 or not set(names) <= set(table.names):
+            continue
+        white, cortex = (table.names.index(name) for name in names)
+        if amount > 0:
+            out[_near(labels == cortex) & (labels == white) & chosen] = cortex
+        else:
+            inner = ~_near((labels != cortex) & (labels != white))
+            out[_near(labels == white) & (labels == cortex) & inner & chosen] = white
+    return out
+
+
+def smooth_gyri(
+    labels: Tensor, brain: Tensor, table: LabelTable, sigma: float, thickness: int
+) -> Tensor:
+    """A cerebrum with fewer and shallower folds, as before birth.
+
+    Each hemisphere's surface is smoothed; a layer below it becomes cortex, what lies deeper becomes
+    white matter, and cerebrum that is left outside becomes fluid. The rest keeps its labels.
+
+    Args:
+        labels: (x, y, z) label indices.
+        brain: (x, y, z) bool.
+        table: names of the labels.
+        sigma: standard deviation of the filter in voxels; 2 closes narrow sulci, 6 leaves a lobe.
+        thickness: of the cortex in voxels.
+    """
+    out, fluid = labels.clone(), table.names.index("CSF")
+    width = (sigma, sigma, sigma)
+    for side in ("left", "right"):
+        names = (f"{side} cerebral white matter", f"{side} cerebral cortex")
+        if not set(names) <= set(table.names):
+            continue
+        white, cortex = (table.names.index(name) for name in names)
+        mantle = (labels == white) | (labels == cortex)
+        own = _names(table, side).to(labels.device)[labels.long()]
+        own &= ~_names(table, "cerebellum").to(labels.device)[labels.long()]
+        body = gaussian_smooth((own & brain).float(), width) > 0.5
+        deep = body
+        for _ in range(thickness):
+            deep = ~_near(~deep)
+        may = mantle | ((labels == fluid) & brain)
+        out[mantle & ~body] = fluid
+        out[may & body] = cortex
+        out[may & deep] = white
+    return out
+
+
+def add_fluid(
+    labels: Tensor, brain: Tensor, table: LabelTable, depth: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Lay fluid around the brain, of uneven depth, in the place of what was there.
+
+    Args:
+        labels: (x, y, z) label indices.
+        brain: (x, y, z) bool.
+        table: names of the labels.
+        depth: mean depth in voxels.
+        generator: where it is deeper.
+
+    Returns:
+        The labels, and the brain with the fluid.
+    """
+    out, grown, fluid = labels.clone(), brain, table.names.index("CSF")
+    field = texture((labels.shape[0], labels.shape[1], labels.shape[2]), (20, 40), generator)
+    reach = (depth * (1 + 0.5 * field)).to(labels.device)
+    for step in range(int(2 * depth) + 1):
+        grown = grown | (_near(grown) & (reach > step + 0.5))
+    out[grown & ~brain] = fluid
+    return out, grown
 
 
 def insert_lesions(

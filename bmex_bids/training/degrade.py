@@ -198,8 +198,13 @@ def standard_recipe(kind: str, severity: str, noise: float = 0.0) -> Recipe:
     return Recipe(kind=kind, amplitude=amplitude, frequency=frequency, noise=noise)
 
 
-def random_recipe(generator: torch.Generator) -> Recipe:
-    """Draw a training recipe: mostly motion, often noise, sometimes the rest, rarely nothing."""
+def random_recipe(generator: torch.Generator, *, moving: float = 0.75) -> Recipe:
+    """Draw a training recipe: mostly motion, often noise, sometimes the rest, rarely nothing.
+
+    Args:
+        generator: source of randomness (CPU).
+        moving: share of the recipes with motion, which is what takes most of a sample's time.
+    """
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand(1, generator=generator))
@@ -207,9 +212,9 @@ def random_recipe(generator: torch.Generator) -> Recipe:
     def chance(probability: float) -> bool:
         return uniform(0, 1) < probability
 
-    moving = chance(0.75)
+    moves = chance(moving)
     return Recipe(
-        kind=motion.KINDS[int(uniform(0, 4))] if moving else None,
+        kind=motion.KINDS[int(uniform(0, 4))] if moves else None,
         amplitude=uniform(0.1, 3.0),
         frequency=uniform(0.05, 0.5),
         axis=(0, 1, 1, 1, 2)[int(uniform(0, 5))],  # mostly front to back, as protocols have it

@@ -116,6 +116,7 @@ def enhancement_sample(
     *,
     condition: str = "T1w-24",
     states: int = 8,
+    moving: float = 0.75,
 ) -> dict[str, Tensor]:
     """One pair from a label map: the head with the stage's contrast, degraded, then masked.
 
@@ -126,6 +127,7 @@ def enhancement_sample(
         recipe: how to degrade it; None draws one, and a mask that may be loose.
         condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
         states: rigid positions told apart in the motion.
+        moving: share of the drawn recipes with motion.
     """
     synthetic = _head(head, table, condition, generator)
     given = synthetic.clean * synthetic.bias ** uniform(0, 0.3, generator)
@@ -134,7 +136,8 @@ def enhancement_sample(
     if recipe is not None:
         degraded = degrade(given, grid, recipe, generator, states=states)
         return _packed(degraded, synthetic.clean, tissue, brain, condition)
-    degraded = degrade(given, grid, random_recipe(generator), generator, states=states)
+    recipe = random_recipe(generator, moving=moving)
+    degraded = degrade(given, grid, recipe, generator, states=states)
     # masks found in practice are often loose: what lies around the brain is to be left alone
     rim = int(uniform(0, 4, generator))
     if rim:
@@ -154,13 +157,7 @@ def _head(
     cut = _crop(head.labels, head.brain, 14)
     labels, brain = head.labels[cut], head.brain[cut]
     size = uniform(*_sizes(condition), generator)
-    young = size < 0.8
-    labels = anatomy.grow_ventricles(
-        labels, table, int(uniform(-3, 1, generator) if young else uniform(-2, 4, generator))
-    )
-    labels = anatomy.grow_sulci(
-        labels, brain, table, uniform(-0.8, 0.2 if young else 0.6, generator), generator
-    )
+    labels, brain = _grown(labels, brain, table, condition, size < 0.8, generator)
     if chance(0.3, generator):
         labels, _ = anatomy.insert_lesions(
             labels, table, int(uniform(1, 20, generator)), generator
@@ -181,6 +178,41 @@ def _head(
     )
 
 
+def _grown(
+    labels: Tensor,
+    brain: Tensor,
+    table: label_maps.LabelTable,
+    condition: str,
+    young: bool,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Labels and brain of another person: ventricles, sulci, cortex, folds, outer fluid.
+
+    The anatomy varies more than people do, so that the tissues are told by their intensity: adults'
+    label maps alone teach that the outer millimetres are grey matter.
+    """
+    labels = anatomy.grow_ventricles(
+        labels, table, int(uniform(-3, 1, generator) if young else uniform(-2, 4, generator))
+    )
+    stage = condition.split("-")[-1]
+    folds = {"fetal": 1.0, "0": 0.3, "any": 0.2}.get(stage, 0.0)
+    if chance(folds, generator):
+        most = 5.0 if stage == "fetal" else 2.5
+        labels = anatomy.smooth_gyri(
+            labels, brain, table, uniform(1.0, most, generator), int(uniform(2, 5, generator))
+        )
+    labels = anatomy.grow_sulci(
+        labels, brain, table, uniform(-0.8, 0.2 if young else 0.6, generator), generator
+    )
+    if chance(0.6, generator):
+        labels = anatomy.grow_cortex(labels, table, uniform(-0.9, 0.6, generator), generator)
+    most = {"fetal": 9.0, "0": 4.0, "3": 4.0, "any": 5.0}.get(stage, 2.5)
+    if chance(0.6, generator):
+        depth = uniform(0.5, most, generator)
+        labels, brain = anatomy.add_fluid(labels, brain, table, depth, generator)
+    return labels, brain
+
+
 def real_sample(
     clean: Tensor,
     generator: torch.Generator,
@@ -189,6 +221,7 @@ def real_sample(
     condition: str = "T1w-24",
     tissue: Tensor | None = None,
     states: int = 8,
+    moving: float = 0.75,
 ) -> dict[str, Tensor]:
     """One pair from a real, clean, skull-stripped image on the model grid.
 
@@ -199,10 +232,11 @@ def real_sample(
         condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
         tissue: (x, y, z) uint8 classes, :data:`IGNORE` where not known; None knows nothing.
         states: rigid positions told apart in the motion.
+        moving: share of the drawn recipes with motion.
     """
     brain = clean > 0
     clean = clean / clean[brain].median()
-    recipe = recipe or random_recipe(generator)
+    recipe = recipe or random_recipe(generator, moving=moving)
     shape = (clean.shape[0], clean.shape[1], clean.shape[2])
     field = bias_field(shape, uniform(0, 0.06, generator), generator)
     degraded = degrade(clean * field, torch.full((3,), GRID), recipe, generator, states=states)
@@ -302,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--real-labels", type=Path, help="folder with their *_dseg.nii.gz")
     parser.add_argument("--real-share", type=float, default=0.3)
+    parser.add_argument("--moving", type=float, default=0.75, help="share of recipes with motion")
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--held-out", action="store_true", help="use the held-out label maps")
@@ -325,10 +360,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif own and chance(args.real_share, generator):
             image = own[int(uniform(0, len(own), generator))]
             sample = real_sample(
-                image.clean, generator, condition=condition, tissue=image.tissue
+                image.clean, generator, condition=condition, tissue=image.tissue,
+                moving=args.moving,
             )
         else:
-            sample = enhancement_sample(head, table, generator, condition=condition)
+            sample = enhancement_sample(
+                head, table, generator, condition=condition, moving=args.moving
+            )
         temporary = path.with_suffix(".tmp")
         save_file(sample, temporary)
         os.replace(temporary, path)

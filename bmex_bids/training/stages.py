@@ -93,7 +93,7 @@ def draw_contrast(
     white, fluid = table[WHITE][0], table[FLUID][0]
     grey_gain = float(torch.exp(0.2 * torch.randn(1, generator=generator)))
     fluid_gain = float(torch.exp(0.12 * torch.randn(1, generator=generator)))
-    texture_gain = uniform(0.3, 1.0, generator)
+    texture_gain = uniform(0.2, 0.8, generator)
     means, spread = torch.zeros(len(names)), torch.full((len(names),), 0.05)
     drawn: dict[str, float] = {}
     for index, name in enumerate(names):

@@ -87,7 +87,7 @@ def _painted(labels: Tensor, contrast: Contrast, generator: torch.Generator) -> 
     place = texture((labels.shape[0], labels.shape[1], labels.shape[2]), (12, 30), generator)
     level = ((place > -0.4).long() + (place > 0.4).long()).to(labels.device)
     offsets = torch.randn(len(contrast.means), LEVELS, generator=generator)
-    means = contrast.means[:, None] * (1 + 0.7 * contrast.spread[:, None] * offsets)
+    means = contrast.means[:, None] * (1 + 0.4 * contrast.spread[:, None] * offsets)
     painted = means.clamp_min(0).to(labels.device)[index, level]
     return torch.stack((painted, contrast.spread.to(labels.device)[index]))
 
@@ -133,7 +133,7 @@ def synthesise(
     inside = read[6] > 0.5
     known = torch.where(inside, _likeliest(read[2:6]) + 1, 0)
     clean = gaussian_smooth(read[0], (sharp, sharp, sharp)) if sharp > 0 else read[0]
-    grain = texture(geometry.shape, (2, 4, 10, 30), generator).to(labels.device)
+    grain = texture(geometry.shape, (2, 4, 10), generator).to(labels.device)
     clean = (clean * (1 + grain * read[1])).clamp_min(0)
     bias = bias_field(geometry.shape, uniform(0, 0.25, generator), generator).to(labels.device)
     return Head(clean, known, inside, bias)

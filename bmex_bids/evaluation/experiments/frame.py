@@ -136,6 +136,8 @@ def record_of(models: Path | None, condition: str, name: str = "bundled") -> Mod
         if (record.kind, record.set, record.stage) == ("enhance", name, stage):
             if suffix in record.suffixes:
                 return record
+    if name == "bundled":
+        raise ValueError(f"no bundled model for {condition} in {models_dir(models)}")
     raise ValueError(
         f"{name}: neither one of {', '.join(OWN)} nor a set of models with one for {condition}"
     )
