@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bmex_bids.networks import TISSUES
 from bmex_bids.tiles import NoTileError, ramps, tile_shape
 
-__all__ = ["Compute", "enhance_volume", "mask_volume", "resolve", "three_tissues"]
+__all__ = ["Compute", "enhance_volume", "lay_out", "mask_volume", "resolve", "three_tissues"]
 
 OVERLAP = 32  # voxels that neighbouring tiles share
 BFLOAT16_SHARE = 0.75  # of the float32 peak, measured: some tensors stay float32
@@ -262,7 +262,7 @@ def _fitted(
     while True:
         try:
             if tile is None:
-                _lay_out(network.to(compute.device))
+                lay_out(network.to(compute.device))
             most = math.prod(tile) // 2 if tile else _most_voxels(network, x.numel(), compute)
             tile = tile_shape(x.shape, most, limit, multiple=multiple, overlap=overlap)
             out = _tiles(
@@ -281,14 +281,15 @@ def _fitted(
             torch.cuda.empty_cache()
 
 
-def _lay_out(network: nn.Module) -> None:
-    """Channels last in the weights of 3-D convolutions, which is the fast layout of both devices.
+def lay_out(network: nn.Module) -> None:
+    """Channels last in the weights of convolutions, which is the fast layout of both devices.
 
-    ``Module.to`` would refuse a network that has 2-D convolutions, too.
+    ``Module.to`` would refuse a network that has both 2-D and 3-D ones.
     """
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in network.parameters():
-        if parameter.dim() == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        if parameter.dim() in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

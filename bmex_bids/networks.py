@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TISSUES", "BMEXPair", "DUNet", "TissueGuidedUNet", "UNet"]
+__all__ = ["TISSUES", "BMEXPair", "DUNet", "SliceUNet", "TissueGuidedUNet", "UNet"]
 
 TISSUES = ("background", "CSF", "GM", "WM")
 """Tissue classes in channel order (index 0 to 3)."""
+SLICES = 16  # that a SliceUNet computes at once
 
 
 def space_to_depth(x: Tensor) -> Tensor:
@@ -50,16 +51,19 @@ class Convolution(nn.Conv3d):
 
 
 class Block(nn.Module):
-    """Two 3x3x3 convolutions, each followed by an optional normalisation and a leaky ReLU.
+    """Two convolutions of side 3, each followed by an optional normalisation and a leaky ReLU.
 
     With ``conditions`` it learns one shift of its features for each of them, such as for each age
-    stage and contrast.
+    stage and contrast. A ``flat`` one is for slices, (b, c, y, z).
     """
 
-    def __init__(self, inputs: int, outputs: int, norm: str, conditions: int = 0):
+    def __init__(
+        self, inputs: int, outputs: int, norm: str, conditions: int = 0, *, flat: bool = False
+    ):
         super().__init__()
-        self.conv1 = Convolution(inputs, outputs, 3, padding=1)
-        self.conv2 = Convolution(outputs, outputs, 3, padding=1)
+        convolution = nn.Conv2d if flat else Convolution
+        self.conv1 = convolution(inputs, outputs, 3, padding=1)
+        self.conv2 = convolution(outputs, outputs, 3, padding=1)
         self.norm1 = _norm(norm, outputs)
         self.norm2 = _norm(norm, outputs)
         if conditions:
@@ -70,7 +74,8 @@ class Block(nn.Module):
         """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; condition ``(b,)`` whole numbers."""
         x = self.norm1(self.conv1(x))
         if condition is not None:
-            x = x + self.shift(condition)[:, :, None, None, None].to(x.dtype)
+            shift = self.shift(condition).to(x.dtype)
+            x = x + shift.reshape(*shift.shape, *(1,) * (x.dim() - 2))
         x = F.leaky_relu(x, 0.1)
         return F.leaky_relu(self.norm2(self.conv2(x)), 0.1)
 
@@ -149,16 +154,7 @@ class UNet(nn.Module):
         widths = tuple(widths)
         self.multiple = 2 ** len(widths)
         self.live_channels = widths[0] + 8 * thin + 16
-        self.down = nn.ModuleList()
-        channels = inputs * 8
-        for width in widths:
-            self.down.append(Block(channels, width, norm, conditions))
-            channels = width
-        self.up = nn.ModuleList(
-            Block(widths[i + 1] + widths[i], widths[i], norm, conditions)
-            for i in range(len(widths) - 1)
-        )
-        self.unfold = nn.Conv3d(widths[0], (thin or outputs) * 8, 1)
+        self._build(inputs, thin or outputs, widths, norm, conditions, flat=False)
         self.thin = thin
         if not thin:
             return
@@ -167,26 +163,104 @@ class UNet(nn.Module):
         self.head1 = nn.Conv3d(2 * thin, 16, 3, padding=1)
         self.head2 = nn.Conv3d(16, outputs, 1)
 
+    def _build(
+        self, inputs: int, outputs: int, widths: tuple[int, ...], norm: str, conditions: int, *,
+        flat: bool,
+    ) -> None:
+        """The levels, and the layer that unfolds their result."""
+        fold, convolution = (4, nn.Conv2d) if flat else (8, nn.Conv3d)
+        self.flat = flat
+        self.down = nn.ModuleList()
+        channels = inputs * fold
+        for width in widths:
+            self.down.append(Block(channels, width, norm, conditions, flat=flat))
+            channels = width
+        self.up = nn.ModuleList(
+            Block(widths[i + 1] + widths[i], widths[i], norm, conditions, flat=flat)
+            for i in range(len(widths) - 1)
+        )
+        self.unfold = convolution(widths[0], outputs * fold, 1)
+
+    def _levels(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Down the levels on the half-size grid and up again, unfolded to the size of ``x``."""
+        skips: list[Tensor] = []
+        y = F.pixel_unshuffle(x, 2) if self.flat else space_to_depth(x)
+        pool = F.max_pool2d if self.flat else F.max_pool3d
+        for level, block in enumerate(self.down):
+            y = block(pool(y, 2) if level else y, condition)
+            skips.append(y)
+        for level in reversed(range(len(self.up))):
+            y = F.interpolate(y, scale_factor=2.0, mode="nearest")
+            y = self.up[level](torch.cat((y, skips[level]), 1), condition)
+        y = self.unfold(y)
+        return F.pixel_shuffle(y, 2) if self.flat else depth_to_space(y)
+
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; sizes multiples of ``multiple``.
 
         ``condition`` is ``(b,)``, whole numbers below ``conditions``.
         """
-        skips: list[Tensor] = []
-        y = space_to_depth(x)
-        for level, block in enumerate(self.down):
-            y = block(F.max_pool3d(y, 2) if level else y, condition)
-            skips.append(y)
-        for level in reversed(range(len(self.up))):
-            y = F.interpolate(y, scale_factor=2.0, mode="nearest")
-            y = self.up[level](torch.cat((y, skips[level]), 1), condition)
-        coarse = depth_to_space(self.unfold(y))
+        coarse = self._levels(x, condition)
         if not self.thin:
             return coarse
         fine = F.leaky_relu(self.thin2(F.leaky_relu(self.thin1(x), 0.1)), 0.1)
         out = self.head1(torch.cat((coarse, fine), 1))
         scores: Tensor = self.head2(F.leaky_relu(out, 0.1))
         return scores
+
+
+class SliceUNet(UNet):
+    """A U-Net that sees whole slices, each with its neighbours: far along two axes, a little along
+    the third.
+
+    What motion does to an image lies along the phase-encoding axis and reaches across the field of
+    view, which no cube that fits into a training step holds. The first axis of space is that of
+    the slices.
+
+    Args:
+        inputs: channels of the input; of the first one, the image, neighbours are seen.
+        outputs: channels of the output.
+        slices: the slice and its neighbours, an odd number; beyond the ends the last is repeated.
+        widths: channels per level, from the half-size grid downwards.
+        norm: as in :class:`UNet`.
+        conditions: how many conditions the levels tell apart; 0 for none.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        slices: int = 5,
+        widths: Sequence[int] = (48, 96, 144, 192, 256),
+        norm: str = "layer",
+        conditions: int = 0,
+    ):
+        nn.Module.__init__(self)
+        widths = tuple(widths)
+        if slices % 2 == 0:
+            raise ValueError(f"slices {slices}: expected an odd number")
+        self.multiple, self.live_channels, self.thin = 2 ** len(widths), 2 * outputs + 8, 0
+        self.reach = slices // 2
+        self._build(inputs + slices - 1, outputs, widths, norm, conditions, flat=True)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """``(b, inputs, slices, y, z) -> (b, outputs, slices, y, z)``.
+
+        y and z are multiples of ``multiple``; ``condition`` as in :class:`UNet`.
+        """
+        count = x.shape[2]
+        image = F.pad(x[:, :1], (0, 0, 0, 0, self.reach, self.reach), mode="replicate")
+        around = [image.narrow(2, k, count) for k in range(2 * self.reach + 1)]
+        seen = torch.cat((*around, x[:, 1:]), 1)
+        each = count if self.training else SLICES  # at once, which bounds the memory
+        made = []
+        for start in range(0, count, each):
+            part = seen[:, :, start : start + each]
+            flat = part.transpose(1, 2).flatten(0, 1)
+            of_each = None if condition is None else condition.repeat_interleave(part.shape[2])
+            out = self._levels(flat.contiguous(memory_format=torch.channels_last), of_each)
+            made.append(out.unflatten(0, (len(x), part.shape[2])).transpose(1, 2))
+        return torch.cat(made, 2)
 
 
 class TissueGuidedUNet(nn.Module):
@@ -198,9 +272,12 @@ class TissueGuidedUNet(nn.Module):
     smoothing is a weight above zero and sharpening one below, which is learnt in a few steps. The
     classifier learns from labels alone: no gradient of the enhancement reaches it.
 
+    With ``slices`` among the enhancer's arguments it is a :class:`SliceUNet`. It is then trained on
+    slices along the first axis, and gives the mean over those along all three.
+
     Args:
         tissue: keyword arguments of the classifier's :class:`UNet`.
-        enhance: keyword arguments of the enhancer's :class:`UNet`.
+        enhance: keyword arguments of the enhancer's :class:`UNet` or :class:`SliceUNet`.
         conditions: how many conditions (age stage and contrast) one pair serves; 0 for one alone.
         condition: the one that an image has when the call does not say.
         classes: tissue classes including background; a fifth one is for lesions.
@@ -223,7 +300,9 @@ class TissueGuidedUNet(nn.Module):
         super().__init__()
         self.reach, self.residual, self.guided = reach, residual, guided
         self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
-        self.enhance = UNet(
+        self.by_slices = "slices" in enhance
+        enhancer = SliceUNet if self.by_slices else UNet
+        self.enhance = enhancer(
             1 + classes * guided, 1 + 3 * reach, conditions=conditions,
             **enhance,  # type: ignore[arg-type]
         )
@@ -249,12 +328,19 @@ class TissueGuidedUNet(nn.Module):
         seen = x
         if self.guided:
             seen = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
-        change = self.enhance(seen, condition)
+        axes = (2, 3, 4) if self.by_slices and not self.training else (2,)
+        found = [self._found(x, seen, condition, axis) for axis in axes]
+        change = sum(found[1:], found[0]) / len(found)
+        return scores, x + change if self.residual else change
+
+    def _found(self, x: Tensor, seen: Tensor, condition: Tensor | None, axis: int) -> Tensor:
+        """What the enhancer says with one axis in the first place, (b, 1, x, y, z)."""
+        change: Tensor = self.enhance(seen.movedim(axis, 2), condition)
         if self.reach:
             weights = change[:, 1:]
-            local = local_differences(x.to(change.dtype), self.reach)
+            local = local_differences(x.movedim(axis, 2).to(change.dtype), self.reach)
             change = change[:, :1] + (weights * local).sum(1, keepdim=True)
-        return scores, x + change if self.residual else change
+        return change.movedim(2, axis)
 
 
 class DUNet(nn.Module):

@@ -13,6 +13,7 @@ from bmex_bids.networks import (
     BMEXPair,
     Convolution,
     DUNet,
+    SliceUNet,
     TissueGuidedUNet,
     UNet,
     depth_to_space,
@@ -352,3 +353,31 @@ def test_without_guidance_the_enhancer_sees_the_image_alone() -> None:
             before = pair(x)[1]
             torch.nn.init.normal_(pair.tissue.unfold.weight, std=5.0)
             assert torch.equal(pair(x)[1], before) is not guided
+
+
+def test_slices_see_their_neighbours_and_no_more() -> None:
+    torch.manual_seed(0)
+    network = SliceUNet(2, 1, slices=3, widths=(4, 6)).eval()
+    x = torch.randn(1, 2, 20, 8, 12)  # more slices than are computed at once
+    out = network(x)
+    assert out.shape == (1, 1, 20, 8, 12)
+    assert torch.allclose(network.train()(x), out, atol=1e-6)
+    for channel, touched in ((0, {9, 10, 11}), (1, {10})):
+        other = x.clone()
+        other[0, channel, 10] += 1
+        change = (network(other) - out).abs().amax((0, 1, 3, 4))
+        assert set(torch.nonzero(change > 1e-7)[:, 0].tolist()) == touched
+    with pytest.raises(ValueError, match="odd"):
+        SliceUNet(1, 1, slices=4)
+
+
+def test_a_pair_of_slices_gives_the_mean_over_the_three_axes() -> None:
+    torch.manual_seed(0)
+    enhance = {"slices": 3, "widths": [4, 6], "norm": "layer"}
+    tissue = {"widths": [4, 6], "thin": 0, "norm": "layer"}
+    pair = TissueGuidedUNet(tissue, enhance, conditions=2, reach=2, guided=False)
+    x = torch.rand(1, 1, 8, 12, 16)
+    along = [pair.train()(x.movedim(axis, 2))[1].movedim(2, axis) for axis in (2, 3, 4)]
+    _, image = pair.eval()(x)
+    assert torch.allclose(image, sum(along) / 3, atol=1e-5)
+    assert not torch.allclose(along[0], along[1], atol=1e-3)

@@ -23,6 +23,7 @@ PAIR = {"name": "TissueGuidedUNet", "tissue": UNET, "enhance": UNET}
 NETWORKS: dict[str, dict[str, Any]] = {
     "pair": PAIR,
     "conditional": PAIR | {"conditions": len(CONDITIONS)},
+    "slices": PAIR | {"enhance": {"slices": 3, "widths": [4, 6], "norm": "layer"}, "reach": 1},
     "published": {"name": "BMEXPair", "width": 4},
     "mask": {"name": "UNet", "inputs": 1, "outputs": 1, **UNET},
 }
@@ -145,8 +146,34 @@ def test_a_weight_of_zero_keeps_that_half_as_it_is(tmp_path: Path, pool: Path, p
 def test_patch_has_to_fit_the_network(tmp_path: Path, pool: Path) -> None:
     with pytest.raises(SettingsError, match="patch 18: expected a multiple of 4"):
         loop.train(settings(patch=18), pool, tmp_path)
+    with pytest.raises(SettingsError, match="depth 6: expected a multiple of 4"):
+        loop.train(settings("slices", depth=6), pool, tmp_path)
+    with pytest.raises(SettingsError, match="depth 8: only for an enhancer of slices"):
+        settings(depth=8)
     with pytest.raises(FileNotFoundError, match="no samples in"):
         loop.train(settings(), tmp_path / "empty", tmp_path)
+
+
+@pytest.mark.parametrize("depth", [0, 8])
+def test_slices_are_drawn_along_every_axis(pool: Path, depth: int) -> None:
+    chosen = settings("slices", steps=12, depth=depth, patch=24)
+    lines = set()
+    for read in samples.read_ahead(pool, chosen, torch.Generator().manual_seed(1), 0):
+        brain = read.batch["brain"][0]
+        assert brain.shape == (depth or 24, 24, 24)
+        # the brain is 16, 14 and 18 voxels long
+        lines.add(tuple(int(brain.amax(tuple({0, 1, 2} - {a})).sum()) for a in (1, 2)))
+    assert len({tuple(sorted(both)) for both in lines}) == 3
+
+
+def test_slices_take_nothing_over_from_volumes() -> None:
+    cubes, thin = (architectures.build(NETWORKS[name]) for name in ("pair", "slices"))
+    before = weights(thin)
+    taken, _ = architectures.take_over(thin, cubes.state_dict())
+    assert taken == sum(name.startswith("tissue.") for name in before)
+    for name, value in thin.state_dict().items():
+        other = before[name] if name.startswith("enhance.") else cubes.state_dict()[name]
+        assert torch.equal(value, other), name
 
 
 @pytest.mark.parametrize(
@@ -155,6 +182,7 @@ def test_patch_has_to_fit_the_network(tmp_path: Path, pool: Path) -> None:
         ("pair", 16, {"rate": 1e-2}),
         ("pair", 16, {"optimiser": "sgd", "rate": 0.02, "schedule": "tenth", "weight_decay": 0.0}),
         ("conditional", 16, {"rate": 1e-2, "precision": "auto", "schedule": "constant"}),
+        ("slices", 16, {"rate": 1e-2, "depth": 8, "patch": 20}),
         ("published", 12, {"rate": 3e-3}),
         ("mask", 16, {"rate": 1e-2}),
     ],

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bmex_bids.duncan import SlicePair
 from bmex_bids.networks import TissueGuidedUNet
 from bmex_bids.weights import ModelRecord, WeightsError, new_network
 
@@ -27,7 +28,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     """
     network = new_network(architecture, "the network's settings")
     for module in network.modules():
-        if isinstance(module, nn.Conv3d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and not isinstance(network, SlicePair):
             nn.init.kaiming_normal_(module.weight, a=0.1)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -71,15 +72,20 @@ def take_over(network: nn.Module, given: Mapping[str, Tensor]) -> tuple[int, int
     """Set every weight that is there under the same name, as far as its shape reaches.
 
     Of a layer that grew, the part that both have is set; what is new keeps its first values, and
-    new inputs of the enhancer begin without effect.
+    new inputs of the enhancer begin without effect. An enhancer of slices takes nothing over from
+    one of volumes, nor the other way round.
 
     Returns:
         How many were taken over, in whole or in part, and how many the network has.
     """
     own = {key: value.clone() for key, value in network.state_dict().items()}
     taken = 0
+    other = {
+        key.split(".")[0] for key, value in given.items()
+        if key in own and own[key].dim() != value.dim()
+    }
     for key, value in given.items():
-        if key not in own or own[key].dim() != value.dim():
+        if key not in own or key.split(".")[0] in other:
             continue
         if own[key].shape != value.shape and key == "enhance.down.0.conv1.weight":
             own[key].zero_()

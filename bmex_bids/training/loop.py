@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from bmex_bids.bids import atomic_path
-from bmex_bids.inference import Compute, resolve
+from bmex_bids.inference import Compute, lay_out, resolve
+from bmex_bids.networks import TissueGuidedUNet
 from bmex_bids.training.architectures import build, freeze_unweighted, groups, take_over
 from bmex_bids.training.journal import opened
 from bmex_bids.training.objective import forward
@@ -105,10 +106,13 @@ def _fresh(settings: Settings, compute: Compute, ranks: Ranks) -> _Parts:
     """Network, average, optimiser and generator of a run at its beginning."""
     torch.manual_seed(settings.seed)
     network = build(architecture_of(settings)).to(compute.device)
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    lay_out(network)
     multiple = int(cast(int, network.multiple))
     if settings.patch % multiple:
         raise SettingsError(f"patch {settings.patch}: expected a multiple of {multiple}")
+    thin = network.tissue.multiple if isinstance(network, TissueGuidedUNet) else multiple
+    if settings.depth % thin:
+        raise SettingsError(f"depth {settings.depth}: expected a multiple of {thin}")
     decay = functools.partial(_running, most=settings.average)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=decay, use_buffers=True)
     if settings.kind == "enhance":

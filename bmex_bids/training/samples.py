@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bmex_bids.brainmask import head_gain
-from bmex_bids.training.settings import Settings
+from bmex_bids.training.settings import Settings, by_slices
 from bmex_bids.training.stages import CONDITIONS
 
 __all__ = ["Read", "condition_of", "read_ahead", "sample_paths"]
@@ -85,13 +85,17 @@ def _patch(
     path: Path, settings: Settings, generator: torch.Generator, gains: dict[Path, float]
 ) -> dict[str, Tensor]:
     """One random patch of a sample, flipped and scaled at random, zero-padded where needed."""
-    side, masking = settings.patch, settings.kind == "brainmask"
+    masking = settings.kind == "brainmask"
+    sides, axis = [settings.patch] * 3, 0
+    if by_slices(settings):  # along any axis, which becomes the first
+        axis = int(torch.randint(0, 3, (1,), generator=generator))
+        sides[axis] = settings.depth or settings.patch
     with safe_open(path, framework="pt") as sample:
         keys = [key for key in sample.keys() if key != "condition"]
         condition = sample.get_tensor("condition") if len(keys) < len(sample.keys()) else None
         cut: list[slice] = []
         pads: list[int] = []
-        for size in sample.get_slice("input").get_shape():
+        for size, side in zip(sample.get_slice("input").get_shape(), sides, strict=True):
             room = size - side
             low = int(torch.randint(0, max(room, 0) + 1, (1,), generator=generator))
             cut.append(slice(low, min(low + side, size)))
@@ -102,7 +106,8 @@ def _patch(
     flips = [a for a in range(3) if float(torch.rand(1, generator=generator)) < (0.5, 0.2, 0.2)[a]]
     for key, value in out.items():
         value = torch.nn.functional.pad(value, pads, value=0)
-        out[key] = value.flip(flips) if flips else value
+        value = value.flip(flips) if flips else value
+        out[key] = value.movedim(axis, 0)
     spread = 0.2 if masking else 0.1
     gain = gains.get(path, 1.0) * math.exp(spread * float(torch.randn(1, generator=generator)))
     out["input"] = (out["input"] * gain).clamp(0, 4)

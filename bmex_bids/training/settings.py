@@ -17,6 +17,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "architecture_of",
+    "by_slices",
     "changes",
     "read_settings",
     "to_toml",
@@ -75,6 +76,10 @@ class Settings:
     steps: int = _setting(3000, "run", "optimiser steps in all")
     batch: int = _setting(2, "run", "patches per step, of each process")
     patch: int = _setting(96, "run", "side of a patch in voxels, a multiple of the network's own")
+    depth: int = _setting(
+        0, "run", "slices of a patch, a multiple of the classifier's own, for an enhancer of "
+        "slices (`slices` in the network): patches are then so thin along one axis; 0 for cubes",
+    )
     rate: float = _setting(1.5e-3, "optimiser", "greatest learning rate")
     seed: int = _setting(1, "run", "of the split, the samples, the patches, the initialisation")
     device: str = _setting("auto", "run", "auto (a GPU if there is one), cpu, cuda or cuda:N")
@@ -141,6 +146,8 @@ class Settings:
                 _check(item, getattr(self, item.name))
         if not self.tissue_weight and not self.enhance_weight:
             raise SettingsError("tissue_weight and enhance_weight are both 0: nothing to train")
+        if self.depth and not by_slices(self):
+            raise SettingsError(f"depth {self.depth}: only for an enhancer of slices")
         if self.validate_every % self.every:
             raise SettingsError(
                 f"validate_every {self.validate_every}: expected a multiple of every ({self.every})"
@@ -174,6 +181,11 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
 def architecture_of(settings: Settings) -> dict[str, Any]:
     """The ``architecture`` entry of the network that a training is for."""
     return dict(settings.architecture or ARCHITECTURES[settings.kind])
+
+
+def by_slices(settings: Settings) -> bool:
+    """Whether the enhancer sees slices (:class:`bmex_bids.networks.SliceUNet`)."""
+    return "slices" in architecture_of(settings).get("enhance", {})
 
 
 def changes(before: Mapping[str, Any], settings: Settings) -> list[str]:
