@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,25 @@ def test_drawn_contrast_has_the_order_of_the_stage(
         assert bool(drawn[VENTRICLE] > drawn[CORTEX]) == fluid_is_bright
         low, high = sorted((float(drawn[WHITE]), float(drawn[VENTRICLE])))
         assert low <= float(drawn[LESION]) <= high
+
+
+def test_white_matter_of_newborns_is_brighter_where_myelination_begins() -> None:
+    """Half of the shells' white matter is near a thalamus at their centre."""
+    head = label_head()
+    table = labels.LabelTable([*NAMES, "left thalamus"], torch.tensor([0, 3, 2, 1, 5, 1, 4, 2]))
+    made = torch.where(head.labels == VENTRICLE, 7, head.labels)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(48) - 23.5] * 3, indexing="ij"), -1)
+    radius = (grid**2).sum(-1).sqrt()
+    ratio = {}
+    for condition in ("T1w-0", "T2w-0", "T1w-24"):
+        contrast = stages.draw_contrast(condition, table.names, table.tissue, generator(3))
+        contrast = replace(contrast, spread=torch.zeros_like(contrast.spread), reach=8.0)
+        painted = synthesis._painted(made, contrast, generator(4))[0]
+        inner = painted[(made == WHITE) & (radius < 6)].mean()
+        ratio[condition] = float(inner / painted[(made == WHITE) & (radius > 10)].mean())
+    assert ratio["T1w-0"] > 1.005  # by a drawn share of what was measured
+    assert ratio["T2w-0"] < 0.995
+    assert ratio["T1w-24"] == pytest.approx(1)
 
 
 def test_every_condition_has_a_measured_contrast() -> None:

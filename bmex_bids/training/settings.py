@@ -47,7 +47,9 @@ NETWORK_HELP = """\
 The network, as `architecture` in models.json says it. Left out: the network of --start-from, else
 the one below, one pair for every stage and contrast. Its size is in `widths`; without `conditions`
 it is a pair of its own for one stage. A fifth class is for lesions; `reach` bases the correction on
-the differences to neighbours so far away. The published pair, at its published size:
+the differences to neighbours so far away. With `slices` in `enhance` (5: the slice and four
+neighbours) the enhancer sees whole slices instead of cubes. The published pair, at its published
+size:
 name = "BMEXPair"
 width = 64"""
 

@@ -38,14 +38,26 @@ BETWEEN = {"3": ("0", "6"), "18": ("12", "24")}
 
 LESION, OUTSIDE = 4, 5
 WHITE, GREY, FLUID = "cerebral white matter", "cerebral cortex", "lateral ventricle"
+MYELINATED, ORIGIN = "ventral DC", ("thalamus", "ventral DC")
+MYELINATING = ("0", "3", "6")
+"""Stages whose white matter has begun to myelinate from the centre outwards."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Intensity of each label and the relative standard deviation of its texture: (labels,)."""
+    """Intensity of each label and the relative standard deviation of its texture: (labels,).
+
+    ``core`` is how much brighter (darker below 0) white matter is beside the structures where
+    myelination begins, relative to its mean, falling off towards the surface over about ``reach``
+    mm; ``white`` and ``origin`` say which labels are meant.
+    """
 
     means: Tensor
     spread: Tensor
+    core: float = 0.0
+    reach: float = 20.0
+    white: Tensor | None = None
+    origin: Tensor | None = None
 
 
 def structure(name: str) -> str:
@@ -68,7 +80,9 @@ def contrast_table() -> dict[str, dict[str, tuple[float, float]]]:
         for suffix in ("T1w", "T2w"):
             first, second = (measured.get(f"{suffix}-{age}", {}) for age in (low, high))
             measured[f"{suffix}-{stage}"] = {
-                name: ((first[name][0] + second[name][0]) / 2, max(first[name][1], second[name][1]))
+                name: (
+                    (first[name][0] + second[name][0]) / 2, (first[name][1] + second[name][1]) / 2
+                )
                 for name in first
                 if name in second
             }
@@ -114,7 +128,14 @@ def draw_contrast(
         means[index] = drawn[own]
         spread[index] = texture_gain * (table[own][1] if own in table else 0.05)
     means[0], spread[0] = uniform(0, 0.03, generator), 0.0
-    return Contrast(means.clamp_min(0), spread)
+    means = means.clamp_min(0)
+    if condition.split("-")[1] not in MYELINATING:
+        return Contrast(means, spread)
+    plain = [structure(name) for name in names]
+    core = (table[MYELINATED][0] / white - 1) * uniform(0.2, 1.0, generator)
+    reach = uniform(12.0, 35.0, generator)
+    is_white, is_origin = (torch.tensor([n in some for n in plain]) for some in ((WHITE,), ORIGIN))
+    return Contrast(means, spread, core, reach, is_white, is_origin)
 
 
 def _outside(generator: torch.Generator) -> float:
