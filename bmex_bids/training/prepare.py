@@ -65,7 +65,7 @@ def prepare(scan: Scan, how: Preparation) -> dict[str, Tensor]:
     image = load_image(scan.job.path)
     volume = np.maximum(image.data, 0)
     mask = _brain(scan, image, volume, how)
-    box = box_around(mask, image.zooms, how.around)
+    box = box_around(mask, image.zooms, max(how.around, AROUND))  # at least the app's own
     affine = image.affine.copy()
     affine[:3, 3] += image.affine[:3, :3] @ [cut.start for cut in box]
     bias = intensity.bias_field(volume[box], mask[box], image.zooms)
