@@ -38,6 +38,7 @@ _PAIRED = ("QualityIndex", "DataConsistency", "DataConsistencyWorst", "ResidualS
 BYTES_PER_VOXEL = 20  # of the image, held while a network computes: image, mask, bias field, ...
 USUAL_VOXELS = 256**3  # whose bytes count as the program's own
 SLAB = 16  # voxels; distances are computed in slabs, since they take 60 bytes a voxel
+FARTHER = 1.1  # than by one factor may a brain's histogram come by its tissues; people differ
 BLEND_MM = 2.0  # the enhanced brain fades in over this distance inside the mask's border
 
 
@@ -330,9 +331,9 @@ def _anchors(
 ) -> tuple[list[tuple[float, float]], _Scaling]:
     """Points of the map from the image's intensities to the common scale, and what it is.
 
-    The tissues' medians make the map, unless it takes the brain's histogram farther from the
-    stage's reference than one factor does. Then the labels are to blame, or a contrast that the
-    stage does not have, and one factor is taken.
+    The tissues' medians make the map, unless it takes the brain's histogram clearly farther from
+    the stage's reference than one factor does. Then the labels are to blame, or a contrast that
+    the stage does not have, and one factor is taken.
     """
     reference = record.reference or {}
     values = restored[mask]
@@ -348,7 +349,7 @@ def _anchors(
         intensity.distance_after(values, points, reference["Density"])
         for points in (anchors, plain)
     )
-    if by_tissues <= by_median:
+    if by_tissues <= FARTHER * by_median:
         return anchors, BY_TISSUES
     return plain, replace(
         BY_MEDIAN,

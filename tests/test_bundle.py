@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bmex_bids.training import bundle, settings
 from bmex_bids.training.architectures import build
@@ -67,6 +68,16 @@ def test_all_models_share_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     other = find_model(records, suffix="T2w", stage="0", model_set="bundled")
     assert first.training["HeldOutImages"] == ["Template-Month0"]
     assert first.reference is not None and first.reference["Image"] == "Template-Month0-T1w.nii.gz"
+    key = "tissue.down.0.conv1.weight"
+    whole = load_network(first).state_dict()[key].clone()
+    other_weights = {k.removeprefix("module."): torch.zeros_like(v) for k, v in state.items()}
+    save_file(other_weights, tmp_path / "zero.safetensors")
+    assert bundle.main([*arguments, "--mix", str(tmp_path / "zero.safetensors"), "0.25"]) == 0
+    mixed = find_model(list_models([models]), suffix="T1w", stage="0", model_set="bundled")
+    assert mixed.training["MixedWith"]["Share"] == 0.25
+    expected = 0.75 * whole
+    torch.testing.assert_close(load_network(mixed).state_dict()[key], expected, atol=1e-3, rtol=0.01)
+    assert bundle.main(arguments) == 0
     x = torch.rand(1, 1, 16, 16, 16)
     with torch.inference_mode():
         one, two = load_network(first)(x)[0], load_network(other)(x)[0]

@@ -28,8 +28,7 @@ def test_one_command_trains_every_bundled_model(tmp_path: Path) -> None:
     for name in ("dseg.tsv", "head-01_dseg.nii.gz", "head-16_dseg.nii.gz"):
         (data / "label_maps" / name).symlink_to(DATA / "label_maps" / name)
     tiny = {
-        "SAMPLES": "5", "TISSUE_STEPS": "2", "TISSUE_PATCH": "32", "STEPS": "2", "PATCH": "32",
-        "MASK_SAMPLES": "1",
+        "SAMPLES": "5", "STEPS": "2", "BATCH": "1", "PATCH": "32", "MASK_SAMPLES": "1",
         "MASK_STEPS": "2", "MASK_BATCH": "1", "DEVICE": "cpu", "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT), "WORKERS": "1",
     }  # fmt: skip

@@ -35,12 +35,16 @@ AGES = {stage: (low, high) for stage, low, high in STAGES} | {"fetal": FETAL_AGE
 """Months after birth of each stage."""
 
 
-def export(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
+def export(
+    checkpoint: Path, record: ModelRecord, folder: Path, *, mixed: tuple[Path, float] | None = None
+) -> ModelRecord:
     """:func:`written`, then entered into models.json."""
-    return enter(written(checkpoint, record, folder))
+    return enter(written(checkpoint, record, folder, mixed=mixed))
 
 
-def written(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
+def written(
+    checkpoint: Path, record: ModelRecord, folder: Path, *, mixed: tuple[Path, float] | None = None
+) -> ModelRecord:
     """Write the averaged weights of a checkpoint into a models folder.
 
     Args:
@@ -48,14 +52,27 @@ def written(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
         record: the entry; its architecture (where the checkpoint has it), file, checksum and
             training record are filled in.
         folder: models folder.
+        mixed: other weights of the same network, such as those that the run started from, and
+            their share in what is written; the mean of both often serves images better that are
+            unlike those of the run (doi:10.1109/CVPR52688.2022.00780).
 
     Returns:
         The entry, which is in no models.json yet.
     """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    found, told = averaged_state(checkpoint), {}
+    if mixed is not None:
+        path, share = mixed
+        others = averaged_state(path)
+        found = {
+            key: torch.lerp(value, others[key], share) if value.is_floating_point() else value
+            for key, value in found.items()
+        }
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        told = {"MixedWith": {"SHA256": checksum, "Share": share}}
     weights = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
-        for key, value in averaged_state(checkpoint).items()
+        for key, value in found.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.name}.safetensors"
@@ -65,6 +82,7 @@ def written(checkpoint: Path, record: ModelRecord, folder: Path) -> ModelRecord:
     rows = read_rows(checkpoint.with_name("log.csv"))
     training = {
         **record.training,
+        **told,
         "Settings": {k: v for k, v in state["settings"].items() if k != "architecture"},
         "Steps": state["step"],
         "Hours": round(state["seconds"] / 3600, 2),

@@ -27,7 +27,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "enhance": {
         "name": "TissueGuidedUNet",
         "tissue": {"widths": [24, 48, 72, 96], "thin": 0, "norm": "layer"},
-        "enhance": {"slices": 5, "widths": [48, 96, 144, 192, 256], "norm": "layer"},
+        "enhance": {"widths": [32, 64, 128, 192, 256], "thin": 0, "norm": "layer"},
         "conditions": 16,  # of stages.CONDITIONS, which takes long to import
         "classes": 5,
         "reach": 2,
