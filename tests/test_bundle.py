@@ -75,8 +75,8 @@ def test_all_models_share_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert bundle.main([*arguments, "--mix", str(tmp_path / "zero.safetensors"), "0.25"]) == 0
     mixed = find_model(list_models([models]), suffix="T1w", stage="0", model_set="bundled")
     assert mixed.training["MixedWith"]["Share"] == 0.25
-    expected = 0.75 * whole
-    torch.testing.assert_close(load_network(mixed).state_dict()[key], expected, atol=1e-3, rtol=0.01)
+    found = load_network(mixed).state_dict()[key]
+    torch.testing.assert_close(found, 0.75 * whole, atol=1e-3, rtol=0.01)
     assert bundle.main(arguments) == 0
     x = torch.rand(1, 1, 16, 16, 16)
     with torch.inference_mode():

@@ -24,7 +24,7 @@ from bmex_bids.evaluation.baselines.filters import (
     interpolated,
     non_local_means,
 )
-from bmex_bids.evaluation.experiments.brains import Brain, real_brain, synthetic_brains
+from bmex_bids.evaluation.experiments.brains import Brain, adult, real_brain, synthetic_brains
 from bmex_bids.inference import Compute, enhance_volume, resolve, three_tissues
 from bmex_bids.training.degrade import Recipe, standard_recipe
 from bmex_bids.training.motion import KINDS
@@ -123,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--heads", type=int, default=2, help="held-out label maps per model")
     parser.add_argument("--models", nargs="+", help="names, such as bmex-T1w-24 (default: all)")
     parser.add_argument(
-        "--real", nargs="*", default=[], metavar="MODEL=IMAGE", help="clean images kept out"
+        "--real", nargs="*", default=[], metavar="MODEL=IMAGE",
+        help="clean images kept out; MNI152 is that of nilearn, with its tissue maps",
     )
     parser.add_argument("--real-labels", type=Path, help="folder with their *_dseg.nii.gz")
     parser.add_argument("--peers", action="store_true", help="compare with untrained methods")
@@ -141,7 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for argument in args.real:
             name, _, path = argument.partition("=")
             if name == record.name:
-                brains.append(real_brain(Path(path), condition, args.real_labels))
+                brains.append(
+                    adult() if path == "MNI152"
+                    else real_brain(Path(path), condition, args.real_labels)
+                )
         for number, brain in enumerate(brains):
             for row in rows_of(
                 brain, record, compute, number=number, peers=args.peers, ants=args.ants
