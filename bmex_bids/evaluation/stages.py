@@ -55,12 +55,12 @@ def _peers(
 
 def rows_of(
     brain: Brain, record: ModelRecord, compute: Compute, *, number: int, peers: bool = False,
-    ants: str | None = None,
+    ants: str | None = None, cases: Sequence[str] = tuple(CASES),
 ) -> Iterator[dict[str, object]]:
     """One row per case and method: what it was, PSNR, SSIM, Dice of the tissues."""
     network = load_network(record)
-    for case, recipe in CASES.items():
-        sample = brain.make(recipe(KINDS[number % len(KINDS)]), 70_000 + number)
+    for case in cases:
+        sample = brain.make(CASES[case](KINDS[number % len(KINDS)]), 70_000 + number)
         given, target = (sample[key].float().numpy() for key in ("input", "target"))
         inside, truth = sample["brain"].numpy() > 0, sample["tissue"].numpy()
         shares, enhanced, _ = enhance_volume(network, given * np.float32(record.scale), compute)
@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="clean images kept out; MNI152 is that of nilearn, with its tissue maps",
     )
     parser.add_argument("--real-labels", type=Path, help="folder with their *_dseg.nii.gz")
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=tuple(CASES))
     parser.add_argument("--peers", action="store_true", help="compare with untrained methods")
     parser.add_argument("--ants", metavar="PYTHON", help="with antspyx: DenoiseImage is a peer")
     parser.add_argument("--models-dir", type=Path)
@@ -148,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
         for number, brain in enumerate(brains):
             for row in rows_of(
-                brain, record, compute, number=number, peers=args.peers, ants=args.ants
+                brain, record, compute, number=number, peers=args.peers, ants=args.ants,
+                cases=args.cases,
             ):
                 rows.append(row)
                 print(*(row[k] for k in ("model", "image", "case", "method")), flush=True)
