@@ -15,11 +15,14 @@ from test_evaluation_degrade import AFFINE, SHAPE, brain, make_clean, write_imag
 
 from bmex_bids import metrics
 from bmex_bids.bids import parse_entities
-from bmex_bids.evaluation import evaluate_cli, grids, statistics
+from bmex_bids.evaluation import evaluate_cli, grids, stages, statistics
+from bmex_bids.evaluation.experiments.brains import adult
 from bmex_bids.evaluation.measuring import MEASURES, Row
 from bmex_bids.evaluation.pairing import Found, Pair, Source, pair_images, parse_source, tissues
 from bmex_bids.image import Image
+from bmex_bids.inference import resolve
 from bmex_bids.layout import InputError
+from bmex_bids.weights import find_model, list_models, models_dir
 
 
 def found(name: str, folder: str = "/data") -> Found:
@@ -402,3 +405,15 @@ def test_wrong_input_is_one_line_and_exit_2(
     assert evaluate_cli.main([*call, *(text.format(study=study) for text in change)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("bmex-evaluate: ") and message in said
+
+
+def test_bundled_labels_of_an_adult_brain_reach_the_goal() -> None:
+    """MNI152, which no weights were trained on, against nilearn's tissue maps."""
+    record = find_model(
+        list_models(models_dir(None)), suffix="T1w", stage="24", model_set="bundled"
+    )
+    made = stages.rows_of(adult(), record, resolve("cpu", "auto"), number=0, cases=("clean",))
+    row = next(iter(made))
+    assert float(str(row["psnr"])) > 32
+    assert float(str(row["dice_GM"])) > 0.85
+    assert float(str(row["dice_WM"])) > 0.85
