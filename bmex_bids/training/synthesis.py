@@ -89,26 +89,25 @@ def _painted(labels: Tensor, contrast: Contrast, generator: torch.Generator) -> 
     offsets = torch.randn(len(contrast.means), LEVELS, generator=generator)
     means = contrast.means[:, None] * (1 + 0.4 * contrast.spread[:, None] * offsets)
     painted = means.clamp_min(0).to(labels.device)[index, level]
-    if contrast.core and contrast.white is not None:
-        painted = painted * (1 + contrast.core * _myelinated(labels, contrast, generator))
+    if contrast.core and contrast.white is not None and contrast.origin is not None:
+        near = contrast.origin.to(labels.device)[index].float()
+        share = _fading(near, contrast.reach, generator)
+        share = share * contrast.white.to(labels.device)[index]
+        painted = painted * (1 + contrast.core * share)
     return torch.stack((painted, contrast.spread.to(labels.device)[index]))
 
 
-def _myelinated(labels: Tensor, contrast: Contrast, generator: torch.Generator) -> Tensor:
-    """(x, y, z) 1 in white matter beside where myelination begins, falling to 0 outwards."""
-    assert contrast.white is not None and contrast.origin is not None
-    index = labels.long()
-    near = contrast.origin.to(labels.device)[index].float()
-    shape = (labels.shape[0], labels.shape[1], labels.shape[2])
+def _fading(near: Tensor, reach: float, generator: torch.Generator) -> Tensor:
+    """(x, y, z) 1 where ``near`` is 1, fading unevenly to 0 over ``reach`` voxels."""
+    shape = (near.shape[0], near.shape[1], near.shape[2])
     if not near.any():
-        return torch.zeros(shape, device=labels.device)
+        return torch.zeros_like(near)
     coarse = F.avg_pool3d(near[None, None], 4, ceil_mode=True)[0, 0]
-    width = contrast.reach / 4
+    width = reach / 4
     coarse = gaussian_smooth(coarse, (width, width, width))
     spread = F.interpolate(coarse[None, None], size=shape, mode="trilinear")[0, 0]
-    field = texture(shape, (15, 30), generator).to(labels.device)
-    share = (spread / spread.max() * (1 + 0.3 * field)).clamp(0, 1)
-    return share * contrast.white.to(labels.device)[index]
+    field = texture(shape, (15, 30), generator).to(near.device)
+    return (spread / spread.max() * (1 + 0.3 * field)).clamp(0, 1)
 
 
 def _likeliest(shares: Tensor) -> Tensor:
