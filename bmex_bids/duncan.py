@@ -7,17 +7,17 @@ stands here; the training, with artefact codes and discriminators, is in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmex_bids.networks import TISSUES, UNet, VoxelNorm
+from bmex_bids.networks import TISSUES, UNet, VoxelNorm, mean_over_axes, over_slices
 
 __all__ = ["Corrector", "Decoder", "Encoder", "SlicePair"]
 
-SLICES = 16  # slices that are corrected at once, which bounds the memory
 
 
 class Residual(nn.Module):
@@ -118,13 +118,7 @@ class Corrector(nn.Module):
 
         ``(b, 1, x, y, z) -> (b, 1, x, y, z)``; sides multiples of 4.
         """
-        total = torch.zeros_like(x)
-        for axis in (2, 3, 4):
-            moved = x.movedim(axis, 1)  # (b, slices, 1, ., .)
-            slices = moved.reshape(-1, *moved.shape[2:])
-            done = torch.cat([self(part) for part in slices.split(SLICES)])
-            total += done.reshape(moved.shape).movedim(1, axis).to(total.dtype)
-        return total / 3
+        return mean_over_axes(functools.partial(over_slices, self), x)
 
 
 class SlicePair(nn.Module):

@@ -8,7 +8,8 @@ from measured peaks: what a memory limit is divided by).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ __all__ = ["TISSUES", "BMEXPair", "DUNet", "SliceUNet", "TissueGuidedUNet", "UNe
 
 TISSUES = ("background", "CSF", "GM", "WM")
 """Tissue classes in channel order (index 0 to 3)."""
-SLICES = 16  # that a SliceUNet computes at once
+SLICES = 16  # that are computed at once, which bounds the memory
 
 
 def space_to_depth(x: Tensor) -> Tensor:
@@ -139,6 +140,7 @@ class UNet(nn.Module):
             of the half-size grid is the result.
         norm: ``"batch"``, ``"instance"``, ``"layer"`` or ``"none"`` inside the levels.
         conditions: how many conditions the levels tell apart; 0 for none.
+        flat: for slices, ``(b, c, y, z)``: 2 x 2 pixels are folded.
     """
 
     def __init__(
@@ -149,25 +151,13 @@ class UNet(nn.Module):
         thin: int = 12,
         norm: str = "none",
         conditions: int = 0,
+        *,
+        flat: bool = False,
     ):
         super().__init__()
         widths = tuple(widths)
         self.multiple = 2 ** len(widths)
         self.live_channels = widths[0] + 8 * thin + 16
-        self._build(inputs, thin or outputs, widths, norm, conditions, flat=False)
-        self.thin = thin
-        if not thin:
-            return
-        self.thin1 = nn.Conv3d(inputs, thin, 3, padding=1)
-        self.thin2 = nn.Conv3d(thin, thin, 3, padding=1)
-        self.head1 = nn.Conv3d(2 * thin, 16, 3, padding=1)
-        self.head2 = nn.Conv3d(16, outputs, 1)
-
-    def _build(
-        self, inputs: int, outputs: int, widths: tuple[int, ...], norm: str, conditions: int, *,
-        flat: bool,
-    ) -> None:
-        """The levels, and the layer that unfolds their result."""
         fold, convolution = (4, nn.Conv2d) if flat else (8, nn.Conv3d)
         self.flat = flat
         self.down = nn.ModuleList()
@@ -179,10 +169,25 @@ class UNet(nn.Module):
             Block(widths[i + 1] + widths[i], widths[i], norm, conditions, flat=flat)
             for i in range(len(widths) - 1)
         )
-        self.unfold = convolution(widths[0], outputs * fold, 1)
+        self.unfold = convolution(widths[0], (thin or outputs) * fold, 1)
+        self.thin = thin
+        if not thin:
+            return
+        self.thin1 = convolution(inputs, thin, 3, padding=1)
+        self.thin2 = convolution(thin, thin, 3, padding=1)
+        self.head1 = convolution(2 * thin, 16, 3, padding=1)
+        self.head2 = convolution(16, outputs, 1)
 
-    def _levels(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Down the levels on the half-size grid and up again, unfolded to the size of ``x``."""
+    @property
+    def last(self) -> nn.Module:
+        """The layer that writes the output."""
+        return self.head2 if self.thin else self.unfold
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; sizes multiples of ``multiple``.
+
+        ``condition`` is ``(b,)``, whole numbers below ``conditions``.
+        """
         skips: list[Tensor] = []
         y = F.pixel_unshuffle(x, 2) if self.flat else space_to_depth(x)
         pool = F.max_pool2d if self.flat else F.max_pool3d
@@ -193,14 +198,7 @@ class UNet(nn.Module):
             y = F.interpolate(y, scale_factor=2.0, mode="nearest")
             y = self.up[level](torch.cat((y, skips[level]), 1), condition)
         y = self.unfold(y)
-        return F.pixel_shuffle(y, 2) if self.flat else depth_to_space(y)
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """``(b, inputs, x, y, z) -> (b, outputs, x, y, z)``; sizes multiples of ``multiple``.
-
-        ``condition`` is ``(b,)``, whole numbers below ``conditions``.
-        """
-        coarse = self._levels(x, condition)
+        coarse = F.pixel_shuffle(y, 2) if self.flat else depth_to_space(y)
         if not self.thin:
             return coarse
         fine = F.leaky_relu(self.thin2(F.leaky_relu(self.thin1(x), 0.1)), 0.1)
@@ -209,7 +207,41 @@ class UNet(nn.Module):
         return scores
 
 
-class SliceUNet(UNet):
+def over_slices(
+    network: Callable[..., Tensor], x: Tensor, condition: Tensor | None = None
+) -> Tensor:
+    """A network of slices over those along the first axis of space, :data:`SLICES` at once.
+
+    Args:
+        network: (b, inputs, y, z), and (b,) conditions if there are any -> (b, outputs, y, z).
+        x: (b, inputs, slices, y, z).
+        condition: (b,) of each volume.
+
+    Returns:
+        (b, outputs, slices, y, z).
+    """
+    slices = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    given = [slices.split(SLICES)]
+    if condition is not None:
+        given.append(condition.repeat_interleave(x.shape[2]).split(SLICES))
+    made = torch.cat([network(*part) for part in zip(*given, strict=True)])
+    out: Tensor = made.unflatten(0, (len(x), x.shape[2]))
+    return out.transpose(1, 2)
+
+
+def mean_over_axes(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Mean of what a function of (b, c, x, y, z) gives with each axis of space in the first place.
+
+    The function gives a tensor of the same space; the mean is in the precision of ``x``.
+    """
+    found = (function(x.movedim(axis, 2)).movedim(2, axis).to(x.dtype) for axis in (2, 3, 4))
+    total = next(found)
+    for one in found:
+        total = total + one
+    return total / 3
+
+
+class SliceUNet(nn.Module):
     """A U-Net that sees whole slices, each with its neighbours: far along two axes, a little along
     the third.
 
@@ -224,6 +256,9 @@ class SliceUNet(UNet):
         widths: channels per level, from the half-size grid downwards.
         norm: as in :class:`UNet`.
         conditions: how many conditions the levels tell apart; 0 for none.
+
+    Raises:
+        ValueError: an even number of slices.
     """
 
     def __init__(
@@ -235,32 +270,28 @@ class SliceUNet(UNet):
         norm: str = "layer",
         conditions: int = 0,
     ):
-        nn.Module.__init__(self)
-        widths = tuple(widths)
+        super().__init__()
         if slices % 2 == 0:
             raise ValueError(f"slices {slices}: expected an odd number")
-        self.multiple, self.live_channels, self.thin = 2 ** len(widths), 2 * outputs + 8, 0
-        self.reach = slices // 2
-        self._build(inputs + slices - 1, outputs, widths, norm, conditions, flat=True)
+        self.slices = slices
+        self.plane = UNet(inputs + slices - 1, outputs, widths, 0, norm, conditions, flat=True)
+        self.multiple, self.live_channels = self.plane.multiple, 2 * outputs + 8
+
+    @property
+    def last(self) -> nn.Module:
+        """The layer that writes the output."""
+        return self.plane.last
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """``(b, inputs, slices, y, z) -> (b, outputs, slices, y, z)``.
 
         y and z are multiples of ``multiple``; ``condition`` as in :class:`UNet`.
         """
-        count = x.shape[2]
-        image = F.pad(x[:, :1], (0, 0, 0, 0, self.reach, self.reach), mode="replicate")
-        around = [image.narrow(2, k, count) for k in range(2 * self.reach + 1)]
+        reach, count = self.slices // 2, x.shape[2]
+        image = F.pad(x[:, :1], (0, 0, 0, 0, reach, reach), mode="replicate")
+        around = [image.narrow(2, k, count) for k in range(self.slices)]
         seen = torch.cat((*around, x[:, 1:]), 1)
-        each = count if self.training else SLICES  # at once, which bounds the memory
-        made = []
-        for start in range(0, count, each):
-            part = seen[:, :, start : start + each]
-            flat = part.transpose(1, 2).flatten(0, 1)
-            of_each = None if condition is None else condition.repeat_interleave(part.shape[2])
-            out = self._levels(flat.contiguous(memory_format=torch.channels_last), of_each)
-            made.append(out.unflatten(0, (len(x), part.shape[2])).transpose(1, 2))
-        return torch.cat(made, 2)
+        return over_slices(self.plane, seen, condition)
 
 
 class TissueGuidedUNet(nn.Module):
@@ -300,8 +331,7 @@ class TissueGuidedUNet(nn.Module):
         super().__init__()
         self.reach, self.residual, self.guided = reach, residual, guided
         self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
-        self.by_slices = "slices" in enhance
-        enhancer = SliceUNet if self.by_slices else UNet
+        enhancer = SliceUNet if "slices" in enhance else UNet
         self.enhance = enhancer(
             1 + classes * guided, 1 + 3 * reach, conditions=conditions,
             **enhance,  # type: ignore[arg-type]
@@ -328,19 +358,20 @@ class TissueGuidedUNet(nn.Module):
         seen = x
         if self.guided:
             seen = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
-        axes = (2, 3, 4) if self.by_slices and not self.training else (2,)
-        found = [self._found(x, seen, condition, axis) for axis in axes]
-        change = sum(found[1:], found[0]) / len(found)
+        change_of = functools.partial(self._change, condition=condition)
+        if isinstance(self.enhance, SliceUNet) and not self.training:
+            change = mean_over_axes(change_of, seen)
+        else:
+            change = change_of(seen)
         return scores, x + change if self.residual else change
 
-    def _found(self, x: Tensor, seen: Tensor, condition: Tensor | None, axis: int) -> Tensor:
-        """What the enhancer says with one axis in the first place, (b, 1, x, y, z)."""
-        change: Tensor = self.enhance(seen.movedim(axis, 2), condition)
-        if self.reach:
-            weights = change[:, 1:]
-            local = local_differences(x.movedim(axis, 2).to(change.dtype), self.reach)
-            change = change[:, :1] + (weights * local).sum(1, keepdim=True)
-        return change.movedim(2, axis)
+    def _change(self, seen: Tensor, condition: Tensor | None) -> Tensor:
+        """What the enhancer says of the image, the first channel: (b, 1, x, y, z)."""
+        change: Tensor = self.enhance(seen, condition)
+        if not self.reach:
+            return change
+        local = local_differences(seen[:, :1].to(change.dtype), self.reach)
+        return change[:, :1] + (change[:, 1:] * local).sum(1, keepdim=True)
 
 
 class DUNet(nn.Module):

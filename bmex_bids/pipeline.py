@@ -155,10 +155,8 @@ def enhance_run(
             histograms = {k: v for k, v in histograms.items() if not k.startswith("After")}
         refused = (scaling.refusal,) if keep and scaling.refusal else ()
         flags = (*_flags(numbers, image, mask, origin), *refused, *notes, *out.notes)
-    provenance = _provenance(job, settings, record, mask_model, origin, field)
-    scale: dict[str, Any] = provenance["IntensityScale"]
-    scale |= {"Enhanced": scaling.text, "Anchors": [list(pair) for pair in anchors]}
-    scale["InputFactor"] = factor
+    scale = {"Enhanced": scaling.text, "Anchors": [list(p) for p in anchors], "InputFactor": factor}
+    provenance = _provenance(job, settings, record, mask_model, origin, field, scale)
     provenance["Notes"] = [*image.notes, *notes, *out.notes]
     if out.notes:
         provenance["Device"] = "cpu"
@@ -337,8 +335,7 @@ def _anchors(
     """
     reference = record.reference or {}
     values = restored[mask]
-    wanted = float(reference.get("Median", 300.0))
-    plain = [(0.0, 0.0), (float(np.median(values[values > 0])), wanted)]
+    plain = [(0.0, 0.0), (float(np.median(values[values > 0])), _middle(record))]
     found = intensity.tissue_medians(restored, probabilities)
     if not set(reference.get("TissueMeans", {})) & set(found):
         return plain, BY_MEDIAN
@@ -432,10 +429,14 @@ def _measure(
     }
 
 
+def _middle(record: ModelRecord) -> float:
+    """The brain's median on the common scale."""
+    return float((record.reference or {}).get("Median", 300.0))
+
+
 def _input_factor(volume: Array, mask: Mask, record: ModelRecord) -> float:
     """The single factor, of the brain's median, that brings the input near the common scale."""
-    middle = float((record.reference or {}).get("Median", 300.0))
-    return middle * intensity.brain_gain(volume, mask)
+    return _middle(record) * intensity.brain_gain(volume, mask)
 
 
 def _histograms(
@@ -549,6 +550,7 @@ def _provenance(
     mask_model: ModelRecord | None,
     origin: str,
     field: dict[str, Any],
+    scale: dict[str, Any],
 ) -> dict[str, Any]:
     """How the result was made, as it goes into the sidecars."""
     return {
@@ -571,6 +573,7 @@ def _provenance(
         "Seed": settings.seed,
         "BiasField": field,
         "IntensityScale": {
+            **scale,
             "Preproc": "the input's intensity scale with its own bias field; voxels outside the "
             "brain mask equal the input's",
         },

@@ -152,7 +152,10 @@ def test_white_matter_of_newborns_is_brighter_where_myelination_begins() -> None
     ratio = {}
     for condition in ("T1w-0", "T2w-0", "T1w-24"):
         contrast = stages.draw_contrast(condition, table.names, table.tissue, generator(3))
-        contrast = replace(contrast, spread=torch.zeros_like(contrast.spread), reach=8.0)
+        contrast = replace(contrast, spread=torch.zeros_like(contrast.spread))
+        if contrast.myelination is not None:
+            near = replace(contrast.myelination, reach=8.0)
+            contrast = replace(contrast, myelination=near)
         painted = synthesis._painted(made, contrast, generator(4))[0]
         inner = painted[(made == WHITE) & (radius < 6)].mean()
         ratio[condition] = float(inner / painted[(made == WHITE) & (radius > 10)].mean())

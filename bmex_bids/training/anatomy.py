@@ -6,6 +6,8 @@ that a seed gives the same anatomy on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +40,21 @@ def _near(mask: Tensor) -> Tensor:
     return out
 
 
+def _sides(table: LabelTable, *structures: str) -> Iterator[list[int]]:
+    """Labels of these structures on the left and on the right, where the table has them all."""
+    for side in ("left", "right"):
+        names = [f"{side} {structure}" for structure in structures]
+        if set(names) <= set(table.names):
+            yield [table.names.index(name) for name in names]
+
+
+def _chosen(labels: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """(x, y, z) bool: about this share of the voxels (its sign does not count), in patches."""
+    field = texture((labels.shape[0], labels.shape[1], labels.shape[2]), (6, 20), generator)
+    most = float(torch.special.ndtri(torch.tensor(min(abs(amount), 0.999))))
+    return (field < most).to(labels.device)
+
+
 def grow_ventricles(labels: Tensor, table: LabelTable, steps: int) -> Tensor:
     """Let the lateral ventricles grow into white matter, or shrink, by whole voxels.
 
@@ -47,11 +64,7 @@ def grow_ventricles(labels: Tensor, table: LabelTable, steps: int) -> Tensor:
         steps: voxels; negative shrinks (as in infants).
     """
     out = labels.clone()
-    for side in ("left", "right"):
-        names = (f"{side} cerebral white matter", f"{side} lateral ventricle")
-        if not set(names) <= set(table.names):
-            continue
-        white, ventricle = (table.names.index(name) for name in names)
+    for white, ventricle in _sides(table, "cerebral white matter", "lateral ventricle"):
         for _ in range(abs(steps)):
             inside = out == ventricle
             if steps > 0:
@@ -79,8 +92,7 @@ def grow_sulci(
     fluid = table.names.index("CSF")
     cortex = cortex_labels[labels.long()]
     outside = (labels == fluid) | ~brain
-    field = texture((labels.shape[0], labels.shape[1], labels.shape[2]), (6, 20), generator)
-    chosen = (field < torch.special.ndtri(torch.tensor(min(abs(amount), 0.999)))).to(labels.device)
+    chosen = _chosen(labels, amount, generator)
     out = labels.clone()
     if amount > 0:
         out[cortex & _near(outside) & chosen] = fluid
@@ -96,8 +108,8 @@ def grow_cortex(
 ) -> Tensor:
     """Turn white matter beside cortex into cortex, or cortex beside white matter into that.
 
-    Cortex that touches neither white matter nor more cortex on its other side stays, so that a thin
-    one does not vanish.
+    Cortex that touches anything but cortex and white matter stays, so that a thin one does not
+    vanish.
 
     Args:
         labels: (x, y, z) label indices.
@@ -106,13 +118,10 @@ def grow_cortex(
         generator: where the border changes.
     """
     out = labels.clone()
-    field = texture((labels.shape[0], labels.shape[1], labels.shape[2]), (6, 20), generator)
-    chosen = (field < torch.special.ndtri(torch.tensor(min(abs(amount), 0.999)))).to(labels.device)
-    for side in ("left", "right"):
-        names = (f"{side} cerebral white matter", f"{side} cerebral cortex")
-        if amount == 0 or not set(names) <= set(table.names):
-            continue
-        white, cortex = (table.names.index(name) for name in names)
+    if amount == 0:
+        return out
+    chosen = _chosen(labels, amount, generator)
+    for white, cortex in _sides(table, "cerebral white matter", "cerebral cortex"):
         if amount > 0:
             out[_near(labels == cortex) & (labels == white) & chosen] = cortex
         else:
@@ -138,11 +147,8 @@ def smooth_gyri(
     """
     out, fluid = labels.clone(), table.names.index("CSF")
     width = (sigma, sigma, sigma)
-    for side in ("left", "right"):
-        names = (f"{side} cerebral white matter", f"{side} cerebral cortex")
-        if not set(names) <= set(table.names):
-            continue
-        white, cortex = (table.names.index(name) for name in names)
+    for white, cortex in _sides(table, "cerebral white matter", "cerebral cortex"):
+        side = table.names[white].split()[0]
         mantle = (labels == white) | (labels == cortex)
         own = _names(table, side).to(labels.device)[labels.long()]
         own &= ~_names(table, "cerebellum").to(labels.device)[labels.long()]

@@ -16,6 +16,9 @@ from bmex_bids.weights import ModelRecord, WeightsError, new_network
 
 __all__ = ["at_scale_one", "averaged_state", "build", "freeze_unweighted", "groups", "take_over"]
 
+FIRST = ("enhance.down.0.conv1.weight", "enhance.plane.down.0.conv1.weight")
+"""The enhancer's first layer, of volumes and of slices."""
+
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
     """The network of an architecture entry, freshly initialised.
@@ -33,8 +36,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if isinstance(network, TissueGuidedUNet):
-        enhance = network.enhance
-        nn.init.normal_((enhance.head2 if enhance.thin else enhance.unfold).weight, std=1e-3)
+        nn.init.normal_(network.enhance.last.weight, std=1e-3)  # type: ignore[arg-type]
     return network
 
 
@@ -87,7 +89,7 @@ def take_over(network: nn.Module, given: Mapping[str, Tensor]) -> tuple[int, int
     for key, value in given.items():
         if key not in own or key.split(".")[0] in other:
             continue
-        if own[key].shape != value.shape and key == "enhance.down.0.conv1.weight":
+        if own[key].shape != value.shape and key in FIRST:
             own[key].zero_()
         cut = tuple(slice(min(a, b)) for a, b in zip(own[key].shape, value.shape, strict=True))
         own[key][cut] = value[cut].to(own[key])

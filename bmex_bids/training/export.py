@@ -54,7 +54,7 @@ def written(
         folder: models folder.
         mixed: other weights of the same network, such as those that the run started from, and
             their share in what is written; the mean of both often serves images better that are
-            unlike those of the run (doi:10.1109/CVPR52688.2022.00780).
+            unlike those of the run (doi:10.48550/arXiv.2109.01903).
 
     Returns:
         The entry, which is in no models.json yet.

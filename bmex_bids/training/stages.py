@@ -20,6 +20,7 @@ from bmex_bids.training.fields import chance, uniform
 __all__ = [
     "CONDITIONS",
     "Contrast",
+    "Myelination",
     "contrast_table",
     "draw_contrast",
     "random_contrast",
@@ -44,20 +45,29 @@ MYELINATING = ("0", "3", "6")
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Intensity of each label and the relative standard deviation of its texture: (labels,).
+class Myelination:
+    """White matter that is brighter (or darker) where myelination has begun.
 
-    ``core`` is how much brighter (darker below 0) white matter is beside the structures where
-    myelination begins, relative to its mean, falling off towards the surface over about ``reach``
-    mm; ``white`` and ``origin`` say which labels are meant.
+    Attributes:
+        gain: relative to white matter's own intensity, below 0 for darker.
+        reach: mm over which it fades towards the surface.
+        white: (labels,) bool, white matter.
+        origin: (labels,) bool, the structures beside which it begins.
     """
+
+    gain: float
+    reach: float
+    white: Tensor
+    origin: Tensor
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Intensity of each label and the relative standard deviation of its texture: (labels,)."""
 
     means: Tensor
     spread: Tensor
-    core: float = 0.0
-    reach: float = 20.0
-    white: Tensor | None = None
-    origin: Tensor | None = None
+    myelination: Myelination | None = None
 
 
 def structure(name: str) -> str:
@@ -128,14 +138,14 @@ def draw_contrast(
         means[index] = drawn[own]
         spread[index] = texture_gain * (table[own][1] if own in table else 0.05)
     means[0], spread[0] = uniform(0, 0.03, generator), 0.0
-    means = means.clamp_min(0)
-    if condition.split("-")[1] not in MYELINATING:
-        return Contrast(means, spread)
-    plain = [structure(name) for name in names]
-    core = (table[MYELINATED][0] / white - 1) * uniform(0.2, 1.0, generator)
-    reach = uniform(12.0, 35.0, generator)
-    is_white, is_origin = (torch.tensor([n in some for n in plain]) for some in ((WHITE,), ORIGIN))
-    return Contrast(means, spread, core, reach, is_white, is_origin)
+    myelination = None
+    if condition.split("-")[1] in MYELINATING:
+        gain = (table[MYELINATED][0] / white - 1) * uniform(0.2, 1.0, generator)
+        reach = uniform(12.0, 35.0, generator)
+        plain = [structure(name) for name in names]
+        labels = [torch.tensor([n in some for n in plain]) for some in ((WHITE,), ORIGIN)]
+        myelination = Myelination(gain, reach, *labels)
+    return Contrast(means.clamp_min(0), spread, myelination)
 
 
 def _outside(generator: torch.Generator) -> float:

@@ -89,11 +89,9 @@ def _painted(labels: Tensor, contrast: Contrast, generator: torch.Generator) -> 
     offsets = torch.randn(len(contrast.means), LEVELS, generator=generator)
     means = contrast.means[:, None] * (1 + 0.4 * contrast.spread[:, None] * offsets)
     painted = means.clamp_min(0).to(labels.device)[index, level]
-    if contrast.core and contrast.white is not None and contrast.origin is not None:
-        near = contrast.origin.to(labels.device)[index].float()
-        share = _fading(near, contrast.reach, generator)
-        share = share * contrast.white.to(labels.device)[index]
-        painted = painted * (1 + contrast.core * share)
+    if (begun := contrast.myelination) is not None:
+        share = _fading(begun.origin.to(labels.device)[index].float(), begun.reach, generator)
+        painted = painted * (1 + begun.gain * share * begun.white.to(labels.device)[index])
     return torch.stack((painted, contrast.spread.to(labels.device)[index]))
 
 
