@@ -3,6 +3,9 @@
 Liu et al., Nat Mach Intell 3:60-67 (2021), doi:10.1038/s42256-020-00270-2. Only what the app needs
 stands here; the training, with artefact codes and discriminators, is in
 :mod:`bmex_bids.evaluation.baselines`. Shapes: ``b`` slices, ``c`` channels, ``y z`` the slice.
+
+As in BME-X's networks here, 2 x 2 voxels are folded into channels before the first layer and
+unfolded after the last: every layer runs on a quarter of the voxels and sees twice as far.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from bmex_bids.networks import TISSUES, UNet, VoxelNorm, mean_over_axes, over_sl
 
 __all__ = ["Corrector", "Decoder", "Encoder", "SlicePair"]
 
-
+FOLD = 2  # voxels a side that are folded into channels
+PIXELS = FOLD**2
 
 class Residual(nn.Module):
     """Two 3x3 convolutions whose result is added to their input."""
@@ -36,30 +40,34 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A slice as a code at three scales: full, half and quarter resolution.
+    """A slice as a code at three scales: half, quarter and eighth of its resolution.
 
-    The first channel of the full-resolution code begins as the slice itself, so that a decoder can
-    begin as the identity.
+    The first four channels of the finest code begin as the slice itself, folded, so that a decoder
+    can begin as the identity.
+
+    Args:
+        width: channels of the finest code, at least 4; the others have 2 and 4 times as many.
+        blocks: residual blocks at the coarsest scale.
     """
 
-    def __init__(self, width: int, blocks: int, inputs: int = 1):
+    def __init__(self, width: int, blocks: int):
         super().__init__()
-        self.conv0 = nn.Conv2d(inputs, width, 7, padding=3)
+        self.conv0 = nn.Conv2d(PIXELS, width, 5, padding=2)
         self.down1 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
         self.down2 = nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1)
         self.norm1, self.norm2 = VoxelNorm(2 * width), VoxelNorm(4 * width)
         self.blocks = nn.Sequential(*(Residual(4 * width) for _ in range(blocks)))
         with torch.no_grad():
-            self.conv0.weight[0] = 0
-            self.conv0.weight[0, 0, 3, 3] = 1
+            self.conv0.weight[:PIXELS] = 0
+            self.conv0.weight[range(PIXELS), range(PIXELS), 2, 2] = 1
             nn.init.zeros_(self.conv0.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """``(b, inputs, y, z) -> [(b, w, y, z), (b, 2w, y/2, z/2), (b, 4w, y/4, z/4)]``."""
-        full = self.conv0(x)
-        half = F.leaky_relu(self.norm1(self.down1(F.leaky_relu(full, 0.1))), 0.1)
-        quarter = self.blocks(F.leaky_relu(self.norm2(self.down2(half)), 0.1))
-        return [full, half, quarter]
+        """``(b, 1, y, z) -> [(b, w, y/2, z/2), (b, 2w, y/4, z/4), (b, 4w, y/8, z/8)]``."""
+        fine = self.conv0(F.pixel_unshuffle(x, FOLD))
+        middle = F.leaky_relu(self.norm1(self.down1(F.leaky_relu(fine, 0.1))), 0.1)
+        coarse = self.blocks(F.leaky_relu(self.norm2(self.down2(middle)), 0.1))
+        return [fine, middle, coarse]
 
 
 class Decoder(nn.Module):
@@ -67,7 +75,7 @@ class Decoder(nn.Module):
 
     Args:
         width: of the content encoder.
-        blocks: residual blocks at the quarter resolution.
+        blocks: residual blocks at the coarsest scale.
         extra: width of the artefact encoder; 0 for the clean domain.
     """
 
@@ -79,12 +87,13 @@ class Decoder(nn.Module):
         self.up1 = nn.Conv2d(4 * width + 2 * both, 2 * width, 3, padding=1)
         self.up2 = nn.Conv2d(2 * width + both, width, 3, padding=1)
         self.norm1, self.norm2 = VoxelNorm(2 * width), VoxelNorm(width)
-        self.head = nn.Conv2d(width + both, 1, 3, padding=1)
+        self.head = nn.Conv2d(width + both, PIXELS, 3, padding=1)
+        slices = range(width, width + PIXELS)  # of the content code: the slice, folded
         with torch.no_grad():
             nn.init.normal_(self.head.weight, std=1e-3)
             nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-            self.head.weight[0, width] = 0  # the content code's first channel: the slice
-            self.head.weight[0, width, 1, 1] = 1
+            self.head.weight[:, slices] = 0
+            self.head.weight[range(PIXELS), slices, 1, 1] = 1
 
     def forward(self, content: Sequence[Tensor], artefact: Sequence[Tensor] = ()) -> Tensor:
         """Codes as :class:`Encoder` gives them ``-> (b, 1, y, z)``."""
@@ -96,8 +105,7 @@ class Decoder(nn.Module):
         y = F.leaky_relu(self.norm1(self.up1(y)), 0.1)
         y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[0]), 1)
         y = F.leaky_relu(self.norm2(self.up2(y)), 0.1)
-        out: Tensor = self.head(torch.cat((y, codes[0]), 1))
-        return out
+        return F.pixel_shuffle(self.head(torch.cat((y, codes[0]), 1)).float(), FOLD)
 
 
 class Corrector(nn.Module):
@@ -109,14 +117,14 @@ class Corrector(nn.Module):
         self.decode = Decoder(width, blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(b, 1, y, z) -> (b, 1, y, z)``; sides multiples of 4."""
+        """``(b, 1, y, z) -> (b, 1, y, z)``; sides multiples of 8."""
         out: Tensor = self.decode(self.content(x))
         return out
 
     def volume(self, x: Tensor) -> Tensor:
         """A volume corrected along its three axes, and the mean of them.
 
-        ``(b, 1, x, y, z) -> (b, 1, x, y, z)``; sides multiples of 4.
+        ``(b, 1, x, y, z) -> (b, 1, x, y, z)``; sides multiples of 8.
         """
         return mean_over_axes(functools.partial(over_slices, self), x)
 
@@ -147,7 +155,7 @@ class SlicePair(nn.Module):
         self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
         self.corrector = Corrector(**corrector)
         self.conditions, self.condition = conditions, condition
-        self.multiple = max(self.tissue.multiple, 4)
+        self.multiple = max(self.tissue.multiple, 8)
         self.live_channels = self.tissue.live_channels + 8
 
     def forward(self, x: Tensor, *, enhance: bool = True) -> tuple[Tensor, Tensor]:

@@ -330,8 +330,8 @@ def _anchors(
     """Points of the map from the image's intensities to the common scale, and what it is.
 
     The tissues' medians make the map, unless it takes the brain's histogram clearly farther from
-    the stage's reference than one factor does. Then the labels are to blame, or a contrast that
-    the stage does not have, and one factor is taken.
+    the stage's reference than one factor does. Then the labels are to blame, or a contrast or shares
+    of the tissues that the reference does not have, and one factor is taken.
     """
     reference = record.reference or {}
     values = restored[mask]
@@ -352,7 +352,8 @@ def _anchors(
         BY_MEDIAN,
         refusal="scaled by one factor: the medians of the tissues would take the histogram farther "
         f"from the age stage's reference (distance {by_tissues:.1f}, by one factor "
-        f"{by_median:.1f}); are the tissue labels right?",
+        f"{by_median:.1f}): this brain has another contrast or other shares of tissue than the "
+        "reference, or wrong labels",
     )
 
 

@@ -53,13 +53,13 @@ def test_volume_is_the_mean_over_three_axes() -> None:
     torch.manual_seed(0)
     corrector = Corrector(4, 1)
     torch.nn.init.normal_(corrector.decode.head.weight, std=0.1)
-    x = torch.rand(2, 1, 8, 12, 16)
+    x = torch.rand(2, 1, 8, 16, 24)
     expected = torch.zeros_like(x)
     for i in range(8):
         expected[:, :, i] += corrector(x[:, :, i]) / 3
-    for i in range(12):
-        expected[:, :, :, i] += corrector(x[:, :, :, i]) / 3
     for i in range(16):
+        expected[:, :, :, i] += corrector(x[:, :, :, i]) / 3
+    for i in range(24):
         expected[..., i] += corrector(x[..., i]) / 3
     torch.testing.assert_close(corrector.volume(x), expected)
 
@@ -123,7 +123,7 @@ def test_clean_slices_come_from_another_sample(pool: Path) -> None:
     reader = steps_of(paths, 2, 16, torch.Generator().manual_seed(0))
     for _ in range(6):
         step = next(reader)
-        assert step.paired.max() != step.clean.max()
+        assert (step.paired.amax((1, 2, 3)) != step.clean.amax((1, 2, 3))).all()
     with pytest.raises(ValueError, match="at least two"):
         next(steps_of(paths[:1], 2, 16, torch.Generator()))
 
@@ -180,10 +180,10 @@ def test_trained_exported_and_used_by_the_app(pool: Path, tmp_path: Path, method
     records = weights.list_models([folder])
     made = weights.find_model(records, suffix="T1w", stage="24", model_set=method)
     assert made.name == f"{method}-T1w-24" and made.training["Data"] == "boxes"
-    volume = np.random.default_rng(0).random((16, 12, 20), np.float32)
+    volume = np.random.default_rng(0).random((16, 8, 24), np.float32)
     shares, image, _ = enhance_volume(weights.load_network(made), volume, Compute("cpu", "float32"))
-    assert shares.shape == (5, 16, 12, 20) and image.shape == volume.shape
+    assert shares.shape == (5, 16, 8, 24) and image.shape == volume.shape
     same = enhance_volume(weights.load_network(record), volume, Compute("cpu", "float32"))[0]
-    np.testing.assert_allclose(shares, same, atol=2e-3)  # the classifier, in float16
+    np.testing.assert_allclose(shares, same, atol=4e-3)  # the classifier, in float16
     with pytest.raises(ValueError, match="no bundled pair"):
         export(tmp_path / "run" / "best.pt", folder, models=[made], data="")

@@ -7,9 +7,11 @@ All randomness comes from the given CPU generator, so that a seed gives the same
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,9 +20,11 @@ from bmex_bids.training import motion
 
 __all__ = [
     "Recipe",
+    "conformed",
     "degrade",
     "gaussian_smooth",
     "gibbs",
+    "measured",
     "move",
     "random_recipe",
     "rician",
@@ -32,7 +36,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to one head, in this order; ``None`` or 0 leaves a step out.
+    """What is done to one head; ``None`` or 0 leaves a step out.
+
+    The head is blurred and moves on its own grid, is measured in voxels of ``voxel`` and
+    ``slice_factor``, where the noise comes in, and is brought back to its own grid.
 
     Attributes:
         kind: kind of motion, see :data:`bmex_bids.training.motion.KINDS`.
@@ -42,7 +49,8 @@ class Recipe:
         readout: standard deviation of the readout shift in voxels.
         smooth: standard deviation of a Gaussian filter in mm.
         cut: share of k-space kept along each axis (Gibbs ringing); 1 keeps all.
-        noise: standard deviation of Rician noise, in units of the intensity.
+        noise: standard deviation of Rician noise in a measured voxel, in units of the intensity.
+        voxel: sides of the measured voxels over those of the head's grid.
         slice_axis: axis of thick slices.
         slice_factor: slice thickness over voxel size; 1 for none.
     """
@@ -55,6 +63,7 @@ class Recipe:
     smooth: float = 0.0
     cut: float = 1.0
     noise: float = 0.0
+    voxel: tuple[float, float, float] = (1.0, 1.0, 1.0)
     slice_axis: int = 2
     slice_factor: float = 1.0
 
@@ -122,7 +131,7 @@ def rician(volume: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
 
 
 def slice_grid(size: int, factor: float) -> tuple[int, float]:
-    """Thick slices that cover an axis.
+    """Slices of another thickness that cover an axis.
 
     Args:
         size: voxels along the axis.
@@ -135,15 +144,47 @@ def slice_grid(size: int, factor: float) -> tuple[int, float]:
     return slices, (size - 1) / 2 - (slices - 1) / 2 * factor
 
 
+def measured(volume: Tensor, factors: Sequence[float]) -> Tensor:
+    """Average a head over voxels of another size, (x, y, z) -> their grid, about the same centre.
+
+    Args:
+        volume: (x, y, z).
+        factors: sides of the new voxels in old ones, per axis.
+    """
+    out = volume
+    for axis, factor in enumerate(factors):
+        size = out.shape[axis]
+        slices, start = slice_grid(size, factor)
+        if factor != 1:
+            out = _along(out, axis, axis_matrix(size, start, factor, slices))
+    return out
+
+
+def conformed(volume: Tensor, factors: Sequence[float], shape: Sequence[int]) -> Tensor:
+    """What :func:`measured` gave, interpolated onto the grid before as the app conforms images.
+
+    Args:
+        volume: the measured voxels.
+        factors: as given to :func:`measured`.
+        shape: of the grid before.
+    """
+    out = volume
+    for axis, (factor, size) in enumerate(zip(factors, shape, strict=True)):
+        slices, start = slice_grid(size, factor)
+        if factor != 1:
+            out = _along(out, axis, axis_matrix(slices, -start / factor, 1 / factor, size))
+    return out
+
+
+def _along(volume: Tensor, axis: int, matrix: npt.NDArray[np.float32]) -> Tensor:
+    out = torch.tensordot(torch.from_numpy(matrix).to(volume), volume, dims=([1], [axis]))
+    return out.movedim(0, axis).contiguous()
+
+
 def thick_slices(volume: Tensor, axis: int, factor: float) -> Tensor:
     """Average over thick slices, then interpolate back to the grid as the app conforms images."""
-    size = volume.shape[axis]
-    slices, start = slice_grid(size, factor)
-    down = axis_matrix(size, start, factor, slices)
-    up = axis_matrix(slices, -start / factor, 1 / factor, size)
-    matrix = torch.from_numpy(np.ascontiguousarray(up @ down)).to(volume)
-    out: Tensor = torch.tensordot(matrix, volume, dims=([1], [axis]))
-    return out.movedim(0, axis).contiguous()
+    factors = [factor if a == axis else 1.0 for a in range(3)]
+    return conformed(measured(volume, factors), factors, volume.shape)
 
 
 def degrade(
@@ -171,10 +212,12 @@ def degrade(
             out, zooms, recipe.kind, recipe.amplitude, recipe.frequency, generator,
             axis=recipe.axis, states=states,
         )
+    factors = list(recipe.voxel)
+    factors[recipe.slice_axis] *= recipe.slice_factor
+    out = measured(out, factors)
     if recipe.noise > 0:
         out = rician(out, recipe.noise, generator)
-    if recipe.slice_factor > 1:
-        out = thick_slices(out, recipe.slice_axis, recipe.slice_factor)
+    out = conformed(out, factors, volume.shape)
     return out.clone() if out is volume else out
 
 
@@ -212,6 +255,14 @@ def random_recipe(generator: torch.Generator, *, moving: float = 0.75) -> Recipe
     def chance(probability: float) -> bool:
         return uniform(0, 1) < probability
 
+    def voxel() -> tuple[float, float, float]:
+        """Whole-brain protocols: isotropic or nearly so, 0.7 to 1.2 mm on a grid of 0.8."""
+        if chance(0.2):
+            return 1.0, 1.0, 1.0
+        side = uniform(0.85, 1.5)
+        sides = [side * (uniform(1.0, 1.3) if chance(0.2) else 1.0) for _ in range(3)]
+        return sides[0], sides[1], sides[2]
+
     moves = chance(moving)
     return Recipe(
         kind=motion.KINDS[int(uniform(0, 4))] if moves else None,
@@ -222,6 +273,7 @@ def random_recipe(generator: torch.Generator, *, moving: float = 0.75) -> Recipe
         smooth=uniform(0.2, 0.8) if chance(0.2) else 0.0,
         cut=uniform(0.6, 0.95) if chance(0.15) else 1.0,
         noise=uniform(0.0, 0.09) if chance(0.6) else 0.0,
+        voxel=voxel(),
         slice_axis=int(uniform(0, 3)),
         slice_factor=uniform(1.3, 4.5) if chance(0.25) else 1.0,
     )

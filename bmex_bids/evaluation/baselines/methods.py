@@ -97,7 +97,7 @@ class Duncan(nn.Module):
     """Unpaired removal of artefacts by taking content and artefact apart.
 
     Args:
-        width: channels of the content codes at full resolution.
+        width: channels of the finest content code.
         blocks: residual blocks of each encoder and decoder.
         reconstruction: weight of the multi-scale reconstruction consistency (an image from its own
             codes, and a clean one that was given artefacts and corrected).

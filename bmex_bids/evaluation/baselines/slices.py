@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class Slices:
     paired: Tensor
     clean: Tensor
 
-    def to(self, device: torch.device) -> Slices:
+    def to(self, device: str) -> Slices:
         """The same on a device."""
         return Slices(self.artefact.to(device), self.paired.to(device), self.clean.to(device))
 
@@ -36,7 +37,7 @@ class Slices:
 def steps_of(paths: Sequence[Path], batch: int, side: int, generator: torch.Generator) -> Iterator[
     Slices
 ]:
-    """Random slices for ever: those with artefacts from one sample, the clean ones from another.
+    """Random slices for ever: each with artefacts from one sample and a clean one from another.
 
     Raises:
         ValueError: fewer than two samples.
@@ -44,10 +45,13 @@ def steps_of(paths: Sequence[Path], batch: int, side: int, generator: torch.Gene
     if len(paths) < 2:
         raise ValueError("unpaired training needs at least two samples")
     while True:
-        one, other = torch.randperm(len(paths), generator=generator)[:2].tolist()
-        artefact, paired = read_slices(paths[one], batch, side, generator)
-        _, clean = read_slices(paths[other], batch, side, generator)
-        yield Slices(artefact, paired, clean)
+        rows = []
+        for _ in range(batch):
+            one, other = torch.randperm(len(paths), generator=generator)[:2].tolist()
+            artefact, paired = read_slices(paths[one], 1, side, generator)
+            _, clean = read_slices(paths[other], 1, side, generator)
+            rows.append((artefact, paired, clean))
+        yield Slices(*(torch.cat(part) for part in zip(*rows, strict=True)))
 
 
 def read_slices(
@@ -59,26 +63,27 @@ def read_slices(
     them are mirrored.
     """
     with safe_open(path, framework="pt") as sample:
-        pair = torch.stack([sample.get_tensor(key).float() for key in ("input", "target")])
-        brain = sample.get_tensor("brain") > 0
-    cuts = [_cut(pair, brain, side, generator) for _ in range(count)]
+        given, clean, brain = (sample.get_slice(key) for key in ("input", "target", "brain"))
+        cuts = [_cut(given, clean, brain, side, generator) for _ in range(count)]
     made = torch.stack(cuts).clamp(0, 4)
     return made[:, :1], made[:, 1:]
 
 
-def _cut(pair: Tensor, brain: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def _cut(given: Any, clean: Any, brain: Any, side: int, generator: torch.Generator) -> Tensor:
+    """Of volumes on disk, of which one plane is read."""
+
     def below(most: int) -> int:
         return int(torch.randint(0, max(most, 1), (1,), generator=generator))
 
+    shape = brain.get_shape()
     for _ in range(20):
         axis = below(3)
-        index = below(brain.shape[axis])
-        plane, mask = pair.select(axis + 1, index), brain.select(axis, index)
-        lows = [below(size - side + 1) for size in mask.shape]
-        box = tuple(slice(low, low + side) for low in lows)
-        if mask[box].float().sum() >= 0.1 * side * side:
+        where = [slice(low, low + side) for low in (below(size - side + 1) for size in shape)]
+        index = below(shape[axis])
+        where[axis] = slice(index, index + 1)
+        place = tuple(where)
+        if float(brain[place].float().sum()) >= 0.1 * side * side:
             break
-    plane = plane[:, box[0], box[1]]
-    pads = [0, side - plane.shape[2], 0, side - plane.shape[1]]
-    plane = F.pad(plane, pads)
+    plane = torch.stack([volume[place].float().squeeze(axis) for volume in (given, clean)])
+    plane = F.pad(plane, [0, side - plane.shape[2], 0, side - plane.shape[1]])
     return plane.flip(2) if below(2) else plane

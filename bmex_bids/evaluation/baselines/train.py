@@ -28,6 +28,7 @@ from bmex_bids import __version__
 from bmex_bids.bids import atomic_path
 from bmex_bids.evaluation.baselines.methods import METHODS, CycleGAN, Duncan, Pix2Pix
 from bmex_bids.evaluation.baselines.slices import Slices, read_slices, steps_of
+from bmex_bids.inference import Compute, resolve
 from bmex_bids.training.export import enter
 from bmex_bids.training.samples import sample_paths
 from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
@@ -46,26 +47,28 @@ class Run:
         steps: in all.
         minutes: after which it ends, whatever the step; 0 for no limit.
         batch: slices of each kind per step.
-        side: of a slice in voxels, a multiple of 16.
-        width: channels at full resolution.
+        side: of a slice in voxels, a multiple of 32.
+        width: channels of the finest content code.
         blocks: residual blocks.
         rate: learning rate of Adam, falling to 0 over the second half of the steps.
         seed: of everything random.
         every: steps between reports, validations and checkpoints.
         device: ``cpu`` or ``cuda``.
+        precision: of the convolutions, see :func:`bmex_bids.inference.resolve`.
     """
 
     method: str
     steps: int = 20_000
     minutes: float = 0.0
     batch: int = 4
-    side: int = 96
+    side: int = 128
     width: int = 16
     blocks: int = 4
     rate: float = 2e-4
     seed: int = 1
     every: int = 100
     device: str = "cpu"
+    precision: str = "auto"
 
 
 def train(run: Run, pool: Path, out: Path, validation: Path) -> nn.Module:
@@ -85,7 +88,10 @@ def train(run: Run, pool: Path, out: Path, validation: Path) -> nn.Module:
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
-    network = METHODS[run.method](run.width, run.blocks).to(run.device)
+    compute = resolve(run.device, run.precision)
+    network = METHODS[run.method](run.width, run.blocks).to(
+        compute.device, memory_format=torch.channels_last
+    )
     average = torch.optim.swa_utils.AveragedModel(
         network.corrector, avg_fn=lambda old, new, n: old + (new - old) / min(float(n) + 2, 500.0)
     )
@@ -104,7 +110,7 @@ def train(run: Run, pool: Path, out: Path, validation: Path) -> nn.Module:
     while step < run.steps and not (run.minutes and time.monotonic() - began > 60 * run.minutes):
         step += 1
         rate = run.rate * min(1.0, 2 * (1 - step / (run.steps + 1)))
-        losses = _step(network, optimisers, next(reader), rate)
+        losses = _step(network, optimisers, next(reader), rate, compute)
         average.update_parameters(network.corrector)
         if step % run.every and step != run.steps:
             continue
@@ -130,8 +136,11 @@ def _step(
     optimisers: Sequence[torch.optim.Optimizer],
     slices: Slices,
     rate: float,
+    compute: Compute,
 ) -> dict[str, float]:
-    losses = network.losses(slices.to(next(network.parameters()).device))
+    lower = compute.precision == "bfloat16"
+    with torch.autocast(torch.device(compute.device).type, torch.bfloat16, enabled=lower):
+        losses = network.losses(slices.to(compute.device))
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -173,7 +182,7 @@ def _go_on(
     if not path.exists():
         return 0, 0.0, math.inf
     state = torch.load(path, weights_only=True)
-    free = ("steps", "minutes", "every", "device")
+    free = ("steps", "minutes", "every", "device", "precision")
     told = [f"{k} was {v!r}, now {getattr(run, k)!r}" for k, v in state["run"].items()
             if k not in free and getattr(run, k) != v]
     if told:
