@@ -330,8 +330,8 @@ def _anchors(
     """Points of the map from the image's intensities to the common scale, and what it is.
 
     The tissues' medians make the map, unless it takes the brain's histogram clearly farther from
-    the stage's reference than one factor does. Then the labels are to blame, or a contrast or shares
-    of the tissues that the reference does not have, and one factor is taken.
+    the stage's reference than one factor does. Then the labels are wrong, or the brain has another
+    contrast or other shares of tissue than the reference, and one factor is taken.
     """
     reference = record.reference or {}
     values = restored[mask]

@@ -119,6 +119,39 @@ def test_thick_slices_keep_constants_and_blur_one_axis(axis: int) -> None:
     assert float(thick.max()) < 0.6
 
 
+@pytest.mark.parametrize("factors", [(1.25, 1.25, 1.25), (0.8, 1.0, 1.5)])
+def test_measured_voxels_keep_constants_and_what_is_smooth(
+    factors: tuple[float, float, float],
+) -> None:
+    flat = torch.full((24, 20, 22), 3.0)
+    there = degrade.measured(flat, factors)
+    for size, coarse, factor in zip(flat.shape, there.shape, factors, strict=True):
+        assert size / factor - 1 < coarse <= size / factor
+    torch.testing.assert_close(degrade.conformed(there, factors, flat.shape), flat)
+    x, y, z = torch.meshgrid(*(torch.arange(40.0) for _ in range(3)), indexing="ij")
+    smooth = torch.sin(x / 8) + torch.cos(y / 9) + torch.sin(z / 10)
+    back = degrade.conformed(degrade.measured(smooth, factors), factors, smooth.shape)
+    torch.testing.assert_close(back[4:-4, 4:-4, 4:-4], smooth[4:-4, 4:-4, 4:-4], atol=0.03, rtol=0)
+
+
+def test_noise_comes_in_at_the_measured_voxels() -> None:
+    """So that neighbours on a finer grid have some in common, as in scans that the app gets."""
+    flat = torch.full((48, 48, 48), 10.0)
+
+    def noise(voxel: float) -> torch.Tensor:
+        recipe = degrade.Recipe(noise=0.5, voxel=(voxel, voxel, voxel))
+        made = degrade.degrade(flat, torch.full((3,), 0.8), recipe, generator())
+        return made[4:-4, 4:-4, 4:-4] - made.mean()
+
+    def alike(volume: torch.Tensor) -> float:
+        return float((volume[1:] * volume[:-1]).mean() / volume.var())
+
+    white, coarse = noise(1.0), noise(1.25)
+    assert float(white.std()) == pytest.approx(0.5, rel=0.03)
+    assert abs(alike(white)) < 0.03 < 0.2 < alike(coarse)
+    assert 0.3 < float(coarse.std()) < 0.5
+
+
 def test_gibbs_keeps_the_mean_and_rings() -> None:
     volume = torch.zeros(32, 32, 32)
     volume[8:24, 8:24, 8:24] = 1.0

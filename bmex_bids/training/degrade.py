@@ -177,8 +177,9 @@ def conformed(volume: Tensor, factors: Sequence[float], shape: Sequence[int]) ->
 
 
 def _along(volume: Tensor, axis: int, matrix: npt.NDArray[np.float32]) -> Tensor:
-    out = torch.tensordot(torch.from_numpy(matrix).to(volume), volume, dims=([1], [axis]))
-    return out.movedim(0, axis).contiguous()
+    moved = torch.tensordot(torch.from_numpy(matrix).to(volume), volume, dims=([1], [axis]))
+    out: Tensor = moved.movedim(0, axis).contiguous()
+    return out
 
 
 def thick_slices(volume: Tensor, axis: int, factor: float) -> Tensor:

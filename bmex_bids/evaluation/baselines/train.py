@@ -89,9 +89,8 @@ def train(run: Run, pool: Path, out: Path, validation: Path) -> nn.Module:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
     compute = resolve(run.device, run.precision)
-    network = METHODS[run.method](run.width, run.blocks).to(
-        compute.device, memory_format=torch.channels_last
-    )
+    network = METHODS[run.method](run.width, run.blocks).to(compute.device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = torch.optim.swa_utils.AveragedModel(
         network.corrector, avg_fn=lambda old, new, n: old + (new - old) / min(float(n) + 2, 500.0)
     )
