@@ -165,10 +165,19 @@ def test_white_matter_of_newborns_is_brighter_where_myelination_begins() -> None
 
 
 def test_every_condition_has_a_measured_contrast() -> None:
-    table = stages.contrast_table()
-    assert set(stages.CONDITIONS) - {"any"} == set(table)
-    for structures in table.values():
+    for condition in set(stages.CONDITIONS) - {"any"}:
+        structures = stages.contrast_of(condition)
         assert {stages.WHITE, stages.GREY, stages.FLUID} <= set(structures)
+
+
+def test_a_stage_between_others_lies_between_them() -> None:
+    young, between, old = (stages.contrast_of(f"T1w-{s}", 0.25)[stages.WHITE][0] for s in "036")
+    assert between == pytest.approx(0.75 * young + 0.25 * old)
+    ratios = []
+    for seed in range(20):
+        drawn = stages.draw_contrast("T1w-3", TABLE.names, TABLE.tissue, generator(seed)).means
+        ratios.append(float(drawn[WHITE] / drawn[CORTEX]))
+    assert min(ratios) < 0.95 and max(ratios) > min(ratios) + 0.05
 
 
 def test_synthesis_paints_tissues_in_order() -> None:

@@ -21,7 +21,7 @@ __all__ = [
     "CONDITIONS",
     "Contrast",
     "Myelination",
-    "contrast_table",
+    "contrast_of",
     "draw_contrast",
     "random_contrast",
     "structure",
@@ -76,27 +76,35 @@ def structure(name: str) -> str:
 
 
 @functools.cache
-def contrast_table() -> dict[str, dict[str, tuple[float, float]]]:
-    """Measured (mean, relative standard deviation) per condition and structure.
-
-    Stages without an image of their own lie half-way between their neighbours.
-    """
+def _contrast_table() -> dict[str, dict[str, tuple[float, float]]]:
     path = Path(__file__).with_name("contrasts.json")
-    measured: dict[str, dict[str, tuple[float, float]]] = {
+    return {
         condition: {name: (entry[0], entry[1]) for name, entry in structures.items()}
         for condition, structures in json.loads(path.read_text(encoding="utf-8")).items()
     }
-    for stage, (low, high) in BETWEEN.items():
-        for suffix in ("T1w", "T2w"):
-            first, second = (measured.get(f"{suffix}-{age}", {}) for age in (low, high))
-            measured[f"{suffix}-{stage}"] = {
-                name: (
-                    (first[name][0] + second[name][0]) / 2, (first[name][1] + second[name][1]) / 2
-                )
-                for name in first
-                if name in second
-            }
-    return measured
+
+
+def contrast_of(condition: str, share: float = 0.5) -> dict[str, tuple[float, float]]:
+    """Measured (mean, relative standard deviation) of a condition's structures.
+
+    Args:
+        condition: one of :data:`CONDITIONS`, not ``any``.
+        share: for stages without an image of their own, how far from the younger neighbour to the
+            older one, 0 to 1.
+    """
+    suffix, stage = condition.split("-")
+    table = _contrast_table()
+    if stage not in BETWEEN:
+        return table[condition]
+    young, old = (table[f"{suffix}-{age}"] for age in BETWEEN[stage])
+    return {
+        name: (
+            young[name][0] + share * (old[name][0] - young[name][0]),
+            young[name][1] + share * (old[name][1] - young[name][1]),
+        )
+        for name in young
+        if name in old
+    }
 
 
 def draw_contrast(
@@ -105,7 +113,9 @@ def draw_contrast(
     """Draw the intensities of a stage and contrast: the measured ones, with scanners' variation.
 
     The distance of fluid and of grey matter from white matter is stretched or shrunk, every
-    structure varies a little, and lesions lie between white matter and fluid.
+    structure varies a little, and lesions lie between white matter and fluid. A stage without an
+    image of its own lies anywhere between its neighbours: half-way from 0 to 6 months grey and
+    white matter could not be told apart.
 
     Args:
         condition: one of :data:`CONDITIONS`, not ``any``.
@@ -113,7 +123,7 @@ def draw_contrast(
         tissue: (labels,) tissue class, 4 for lesions, 5 outside the brain.
         generator: source of randomness.
     """
-    table = contrast_table()[condition]
+    table = contrast_of(condition, uniform(0, 1, generator))
     white, fluid = table[WHITE][0], table[FLUID][0]
     grey_gain = float(torch.exp(0.2 * torch.randn(1, generator=generator)))
     fluid_gain = float(torch.exp(0.12 * torch.randn(1, generator=generator)))
