@@ -17,12 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmex_bids.networks import TISSUES, UNet, VoxelNorm, mean_over_axes, over_slices
+from bmex_bids.networks import (
+    TISSUES,
+    UNet,
+    VoxelNorm,
+    local_differences,
+    mean_over_axes,
+    over_slices,
+)
 
 __all__ = ["Corrector", "Decoder", "Encoder", "SlicePair"]
 
 FOLD = 2  # voxels a side that are folded into channels
 PIXELS = FOLD**2
+REACH = 2  # of the local differences
 
 class Residual(nn.Module):
     """Two 3x3 convolutions whose result is added to their input."""
@@ -73,6 +81,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A slice from its content code and, for the domain with artefacts, an artefact code.
 
+    As BME-X's enhancer here does, it adds to what the content code holds of the slice a free part
+    and the :func:`bmex_bids.networks.local_differences` of that, each times a predicted weight.
+
     Args:
         width: of the content encoder.
         blocks: residual blocks at the coarsest scale.
@@ -87,13 +98,9 @@ class Decoder(nn.Module):
         self.up1 = nn.Conv2d(4 * width + 2 * both, 2 * width, 3, padding=1)
         self.up2 = nn.Conv2d(2 * width + both, width, 3, padding=1)
         self.norm1, self.norm2 = VoxelNorm(2 * width), VoxelNorm(width)
-        self.head = nn.Conv2d(width + both, PIXELS, 3, padding=1)
-        slices = range(width, width + PIXELS)  # of the content code: the slice, folded
-        with torch.no_grad():
-            nn.init.normal_(self.head.weight, std=1e-3)
-            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-            self.head.weight[:, slices] = 0
-            self.head.weight[range(PIXELS), slices, 1, 1] = 1
+        self.head = nn.Conv2d(width + both, PIXELS * (1 + 2 * REACH), 3, padding=1)
+        nn.init.normal_(self.head.weight, std=1e-3)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, content: Sequence[Tensor], artefact: Sequence[Tensor] = ()) -> Tensor:
         """Codes as :class:`Encoder` gives them ``-> (b, 1, y, z)``."""
@@ -105,7 +112,10 @@ class Decoder(nn.Module):
         y = F.leaky_relu(self.norm1(self.up1(y)), 0.1)
         y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[0]), 1)
         y = F.leaky_relu(self.norm2(self.up2(y)), 0.1)
-        return F.pixel_shuffle(self.head(torch.cat((y, codes[0]), 1)).float(), FOLD)
+        change = F.pixel_shuffle(self.head(torch.cat((y, codes[0]), 1)).float(), FOLD)
+        held = F.pixel_shuffle(content[0][:, :PIXELS].float(), FOLD)
+        smoother = (change[:, 1:] * local_differences(held, REACH)).sum(1, keepdim=True)
+        return held + change[:, :1] + smoother
 
 
 class Corrector(nn.Module):

@@ -99,14 +99,16 @@ def local_differences(x: Tensor, reach: int) -> Tensor:
     """Mean of the two neighbours minus the voxel, per axis and distance.
 
     ``(b, 1, x, y, z) -> (b, 3 * reach, x, y, z)``: axes x, y, z at distance 1, then at 2, ...;
-    at the border the outermost voxels are repeated.
+    at the border the outermost voxels are repeated. Of slices: ``(b, 1, y, z) -> (b, 2 * reach, y,
+    z)``.
     """
     found: list[Tensor] = []
+    axes = set(range(2, x.ndim))
     for distance in range(1, reach + 1):
-        wide = F.pad(x, (distance,) * 6, mode="replicate")
-        for axis in (2, 3, 4):
+        wide = F.pad(x, (distance,) * (2 * len(axes)), mode="replicate")
+        for axis in sorted(axes):
             middle = wide
-            for other in {2, 3, 4} - {axis}:
+            for other in axes - {axis}:
                 middle = middle.narrow(other, distance, x.shape[other])
             size = x.shape[axis]
             both = middle.narrow(axis, 0, size) + middle.narrow(axis, 2 * distance, size)

@@ -37,6 +37,7 @@ CASES: dict[str, Callable[[str], Recipe]] = {
     "minor motion": lambda kind: standard_recipe(kind, "minor", 0.02),
     "severe motion": lambda kind: standard_recipe(kind, "severe", 0.02),
     "5% noise": lambda kind: Recipe(noise=0.05),
+    "5% noise, 1 mm": lambda kind: Recipe(noise=0.05, voxel=(1.25, 1.25, 1.25)),
     "2.4 mm slices": lambda kind: Recipe(slice_factor=3.0),
 }
 NUMBERS = ("psnr_before", "psnr", "ssim_before", "ssim", "dice_CSF", "dice_GM", "dice_WM")
