@@ -49,14 +49,15 @@ def _mathml(match: re.Match[str]) -> str:
 
 
 def _models_table(models: list[dict[str, Any]]) -> str:
-    lines = ["| name | for | contrast | months after birth | grid | version |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = ["| name | set | for | contrast | months after birth | grid | version |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for model in models:
         ages = model["ages_months"]
         purpose = "brain mask" if model["kind"] == "brainmask" else f"stage `{model['stage']}`"
         months = "all" if ages is None else f"{ages[0]:g} to {ages[1]:g}"
         contrasts = ", ".join(model["suffixes"])
-        cells = (f"`{model['name']}`", purpose, contrasts, months, f"{model['grid_mm']:g} mm")
+        grid = f"{model['grid_mm']:g} mm"
+        cells = (f"`{model['name']}`", model["set"], purpose, contrasts, months, grid)
         lines.append(f"| {' | '.join(cells)} | {model['version']} |")
     return "\n".join(lines)
 
