@@ -211,9 +211,10 @@ def _log(path: Path, row: dict[str, float]) -> None:
 
 
 def export(best: Path, folder: Path, *, models: Sequence[ModelRecord], data: str) -> None:
-    """Write the best corrector into a models folder, one entry for each bundled stage and contrast.
+    """Write the best corrector into a models folder: an entry for each bundled stage and contrast.
 
-    The tissues come from the bundled classifier, whose weights are copied into the file.
+    The tissues come from the bundled classifier, whose weights are copied into the file. The pool is
+    taken to be made as that of the bundled models, with the same images kept out.
 
     Args:
         best: ``best.pt`` of a training.
@@ -240,6 +241,7 @@ def export(best: Path, folder: Path, *, models: Sequence[ModelRecord], data: str
         temporary.chmod(0o644)
     for record in bundled:
         old = record.architecture
+        kept_out = {k: v for k, v in record.training.items() if k.startswith("HeldOut")}
         architecture = {"name": "SlicePair", "tissue": old["tissue"],
                         "corrector": {"width": run["width"], "blocks": run["blocks"]}}
         architecture |= {k: old[k] for k in ("conditions", "condition", "classes") if k in old}
@@ -248,7 +250,7 @@ def export(best: Path, folder: Path, *, models: Sequence[ModelRecord], data: str
             architecture=architecture, file=path.name, directory=folder, version=__version__,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             source="trained by bmex_bids.evaluation.baselines",
-            training={"Data": data, "Settings": run, "Validation": state["row"],
+            training={"Data": data, **kept_out, "Settings": run, "Validation": state["row"],
                       "Classifier": record.name},
         ))
 
