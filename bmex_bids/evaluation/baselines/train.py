@@ -213,8 +213,8 @@ def _log(path: Path, row: dict[str, float]) -> None:
 def export(best: Path, folder: Path, *, models: Sequence[ModelRecord], data: str) -> None:
     """Write the best corrector into a models folder, for each bundled stage and contrast.
 
-    The tissues come from the bundled classifier, whose weights are copied into the file. The pool is
-    taken to be made as that of the bundled models, with the same images kept out.
+    The tissues come from the bundled classifier, whose weights are copied into the file. The pool
+    is taken to be made as that of the bundled models, with the same images kept out.
 
     Args:
         best: ``best.pt`` of a training.
