@@ -21,7 +21,7 @@ from bmex_bids.networks import (
     TISSUES,
     UNet,
     VoxelNorm,
-    local_differences,
+    change_of,
     mean_over_axes,
     over_slices,
 )
@@ -31,6 +31,7 @@ __all__ = ["Corrector", "Decoder", "Encoder", "SlicePair"]
 FOLD = 2  # voxels a side that are folded into channels
 PIXELS = FOLD**2
 REACH = 2  # of the local differences
+
 
 class Residual(nn.Module):
     """Two 3x3 convolutions whose result is added to their input."""
@@ -112,10 +113,9 @@ class Decoder(nn.Module):
         y = F.leaky_relu(self.norm1(self.up1(y)), 0.1)
         y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[0]), 1)
         y = F.leaky_relu(self.norm2(self.up2(y)), 0.1)
-        change = F.pixel_shuffle(self.head(torch.cat((y, codes[0]), 1)).float(), FOLD)
+        said = F.pixel_shuffle(self.head(torch.cat((y, codes[0]), 1)).float(), FOLD)
         held = F.pixel_shuffle(content[0][:, :PIXELS].float(), FOLD)
-        smoother = (change[:, 1:] * local_differences(held, REACH)).sum(1, keepdim=True)
-        return held + change[:, :1] + smoother
+        return held + change_of(said, held, REACH)
 
 
 class Corrector(nn.Module):

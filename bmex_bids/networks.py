@@ -116,6 +116,22 @@ def local_differences(x: Tensor, reach: int) -> Tensor:
     return torch.cat(found, 1)
 
 
+def change_of(said: Tensor, image: Tensor, reach: int) -> Tensor:
+    """What an enhancer adds to an image: a free part, and local differences by their weights.
+
+    Args:
+        said: (b, 1 + differences, ...) the free part and the weights.
+        image: (b, 1, ...) whose :func:`local_differences` are taken.
+        reach: of the differences; 0 for none.
+
+    Returns:
+        (b, 1, ...).
+    """
+    if not reach:
+        return said
+    return said[:, :1] + (said[:, 1:] * local_differences(image, reach)).sum(1, keepdim=True)
+
+
 class VoxelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each voxel.
 
@@ -360,20 +376,16 @@ class TissueGuidedUNet(nn.Module):
         seen = x
         if self.guided:
             seen = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
-        change_of = functools.partial(self._change, condition=condition)
         if isinstance(self.enhance, SliceUNet) and not self.training:
-            change = mean_over_axes(change_of, seen)
+            change = mean_over_axes(functools.partial(self._change, condition=condition), seen)
         else:
-            change = change_of(seen)
+            change = self._change(seen, condition)
         return scores, x + change if self.residual else change
 
     def _change(self, seen: Tensor, condition: Tensor | None) -> Tensor:
         """What the enhancer says of the image, the first channel: (b, 1, x, y, z)."""
-        change: Tensor = self.enhance(seen, condition)
-        if not self.reach:
-            return change
-        local = local_differences(seen[:, :1].to(change.dtype), self.reach)
-        return change[:, :1] + (change[:, 1:] * local).sum(1, keepdim=True)
+        said: Tensor = self.enhance(seen, condition)
+        return change_of(said, seen[:, :1].to(said.dtype), self.reach)
 
 
 class DUNet(nn.Module):

@@ -18,7 +18,7 @@ from bmex_bids.evaluation.experiments.brains import Brain, Scene
 from bmex_bids.evaluation.experiments.registration import registered, warped
 from bmex_bids.evaluation.experiments.segmenting import labels_of
 from bmex_bids.spatial import axis_matrix
-from bmex_bids.training.degrade import Recipe, thick_slices
+from bmex_bids.training.degrade import Recipe, conformed, measured
 
 
 def ball() -> Scene:
@@ -50,7 +50,9 @@ def test_consistency_is_exact_and_changes_nothing_twice():
 
 def test_upsampling_comes_closer_to_the_truth_than_what_it_is_given():
     shown = ball()
-    thick = thick_slices(torch.from_numpy(shown.clean), 2, 3.0).numpy()
+    factors = (1.0, 1.0, 3.0)
+    coarse = measured(torch.from_numpy(shown.clean), factors)
+    thick = conformed(coarse, factors, shown.clean.shape).numpy()
     made = upsampled(3.0)(thick, shown.mask, "T1w-24")
     before, after = (((v - shown.clean)[shown.mask] ** 2).mean() for v in (thick, made))
     assert after < before

@@ -108,12 +108,13 @@ def test_rician_noise_has_its_known_moments() -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_thick_slices_keep_constants_and_blur_one_axis(axis: int) -> None:
     flat = torch.full((24, 20, 22), 3.0)
-    torch.testing.assert_close(degrade.thick_slices(flat, axis, 3.0), flat)
+    recipe = degrade.Recipe(slice_axis=axis, slice_factor=3.0)
+    torch.testing.assert_close(degrade.degrade(flat, ZOOMS, recipe, generator()), flat)
     line = torch.zeros(24, 20, 22)
     index = [slice(None)] * 3
     index[axis] = slice(10, 11)
     line[tuple(index)] = 1.0
-    thick = degrade.thick_slices(line, axis, 3.0)
+    thick = degrade.degrade(line, ZOOMS, recipe, generator())
     others = tuple(a for a in range(3) if a != axis)
     assert float(thick.std(others).max()) < 1e-5
     assert float(thick.max()) < 0.6

@@ -12,8 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bmex_bids.spatial import axis_matrix
-from bmex_bids.training.degrade import Recipe, degrade, rician, slice_grid, standard_recipe
+from bmex_bids.training.degrade import (
+    Recipe,
+    conformed,
+    degrade,
+    measured,
+    rician,
+    slice_grid,
+    standard_recipe,
+)
 from bmex_bids.training.motion import KINDS, SEVERITIES
 
 __all__ = [
@@ -208,16 +215,13 @@ def _thickened(
             f"{setup.slice_axis}"
         )
     size, factor = volume.shape[axis], thickness / zoom
-    slices, start = slice_grid(size, factor)
-    matrix = axis_matrix(size, start, factor, slices)
+    factors = [factor if a == axis else 1.0 for a in range(3)]
+    made = measured(torch.from_numpy(volume), factors)
     if setup.keep_grid:
-        matrix = axis_matrix(slices, -start / factor, 1 / factor, size) @ matrix
-    made = np.moveaxis(np.tensordot(matrix, volume, axes=(1, axis)), 0, axis)
-    if setup.keep_grid:
-        return made, affine
+        return conformed(made, factors, volume.shape).numpy(), affine
     step = np.eye(4)
-    step[axis, axis], step[axis, 3] = factor, start
-    return made, affine @ step
+    step[axis, axis], step[axis, 3] = factor, slice_grid(size, factor)[1]
+    return made.numpy(), affine @ step
 
 
 def _generator(seed: int, *words: str) -> torch.Generator:

@@ -20,6 +20,7 @@ from bmex_bids.training import motion
 
 __all__ = [
     "Recipe",
+    "along",
     "conformed",
     "degrade",
     "gaussian_smooth",
@@ -30,7 +31,6 @@ __all__ = [
     "rician",
     "slice_grid",
     "standard_recipe",
-    "thick_slices",
 ]
 
 
@@ -156,7 +156,7 @@ def measured(volume: Tensor, factors: Sequence[float]) -> Tensor:
         size = out.shape[axis]
         slices, start = slice_grid(size, factor)
         if factor != 1:
-            out = _along(out, axis, axis_matrix(size, start, factor, slices))
+            out = along(out, axis, axis_matrix(size, start, factor, slices))
     return out
 
 
@@ -172,20 +172,15 @@ def conformed(volume: Tensor, factors: Sequence[float], shape: Sequence[int]) ->
     for axis, (factor, size) in enumerate(zip(factors, shape, strict=True)):
         slices, start = slice_grid(size, factor)
         if factor != 1:
-            out = _along(out, axis, axis_matrix(slices, -start / factor, 1 / factor, size))
+            out = along(out, axis, axis_matrix(slices, -start / factor, 1 / factor, size))
     return out
 
 
-def _along(volume: Tensor, axis: int, matrix: npt.NDArray[np.float32]) -> Tensor:
-    moved = torch.tensordot(torch.from_numpy(matrix).to(volume), volume, dims=([1], [axis]))
-    out: Tensor = moved.movedim(0, axis).contiguous()
+def along(volume: Tensor, axis: int, matrix: npt.NDArray[np.float32] | Tensor) -> Tensor:
+    """Apply a matrix (outputs, inputs) along one axis of (x, y, z)."""
+    given = torch.as_tensor(matrix).to(volume)
+    out: Tensor = torch.tensordot(given, volume, dims=([1], [axis])).movedim(0, axis).contiguous()
     return out
-
-
-def thick_slices(volume: Tensor, axis: int, factor: float) -> Tensor:
-    """Average over thick slices, then interpolate back to the grid as the app conforms images."""
-    factors = [factor if a == axis else 1.0 for a in range(3)]
-    return conformed(measured(volume, factors), factors, volume.shape)
 
 
 def degrade(

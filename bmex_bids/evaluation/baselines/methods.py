@@ -109,7 +109,6 @@ class Duncan(nn.Module):
             codes, and a clean one that was given artefacts and corrected).
         content: weight of the multi-scale content consistency (an image and the one made of it).
         quality: weight of the image-quality consistency (a clean image through the corrector).
-        adversarial: weight of what the critics say.
     """
 
     def __init__(
@@ -119,7 +118,6 @@ class Duncan(nn.Module):
         reconstruction: float = 20.0,
         content: float = 5.0,
         quality: float = 20.0,
-        adversarial: float = 1.0,
     ):
         super().__init__()
         self.corrector = Corrector(width, blocks)
@@ -127,12 +125,12 @@ class Duncan(nn.Module):
         self.artefact = Encoder(width // 2, max(blocks // 2, 1))
         self.soil = Decoder(width, blocks, extra=width // 2)
         self.critics = nn.ModuleDict({"clean": Critic(width), "artefact": Critic(width)})
-        self.weights = (adversarial, reconstruction, content, quality)
+        self.weights = (reconstruction, content, quality)
 
     def losses(self, slices: Slices) -> Losses:
         """Of one step, without looking at ``paired``."""
         a, c = slices.artefact, slices.clean
-        adversarial, reconstruction, content, quality = self.weights
+        reconstruction, content, quality = self.weights
         of_a, artefact, of_c = self.corrector.content(a), self.artefact(a), self.content(c)
         cleaned, soiled = self.corrector.decode(of_a), self.soil(of_c, artefact)
         of_soiled = self.corrector.content(soiled)
@@ -144,8 +142,7 @@ class Duncan(nn.Module):
             _judged(self.critics["clean"], c, cleaned),  # type: ignore[arg-type]
             _judged(self.critics["artefact"], a, soiled),  # type: ignore[arg-type]
         )
-        total = adversarial * (passes + soils) + reconstruction * rebuilt
-        total = total + content * same + quality * kept
+        total = passes + soils + reconstruction * rebuilt + content * same + quality * kept
         return Losses(total, critic + other)
 
 

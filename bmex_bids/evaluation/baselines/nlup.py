@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bmex_bids.evaluation.baselines.filters import Mask, Method, Volume
 from bmex_bids.spatial import axis_matrix
-from bmex_bids.training.degrade import slice_grid
+from bmex_bids.training.degrade import along, slice_grid
 
 __all__ = ["consistent", "non_local", "upsampled"]
 
@@ -49,8 +49,8 @@ def consistent(volume: Tensor, measured: Tensor, down: Tensor, axis: int) -> Ten
         down: (slices, size), the mean over each slice.
         axis: of the thick slices.
     """
-    missing = measured - _along(down, volume, axis)
-    return volume + _along(torch.linalg.pinv(down), missing, axis)
+    missing = measured - along(volume, axis, down)
+    return volume + along(missing, axis, torch.linalg.pinv(down))
 
 
 def upsampled(factor: float, *, axis: int = 2) -> Method:
@@ -65,15 +65,10 @@ def upsampled(factor: float, *, axis: int = 2) -> Method:
         slices, start = slice_grid(size, factor)
         down = torch.from_numpy(axis_matrix(size, start, factor, slices)).float()
         up = torch.from_numpy(axis_matrix(slices, -start / factor, 1 / factor, size)).float()
-        measured = _along(torch.linalg.pinv(up), given, axis)
+        measured = along(given, axis, torch.linalg.pinv(up))
         made = given
         for strength in STRENGTHS:
             made = consistent(non_local(made, strength), measured, down, axis)
         return (made.clamp_min(0) * torch.from_numpy(mask)).numpy()
 
     return method
-
-
-def _along(matrix: Tensor, volume: Tensor, axis: int) -> Tensor:
-    made: Tensor = torch.tensordot(matrix, volume, dims=([1], [axis])).movedim(0, axis)
-    return made
