@@ -22,6 +22,7 @@ from bmex_bids.networks import (
     UNet,
     VoxelNorm,
     change_of,
+    local_differences,
     mean_over_axes,
     over_slices,
 )
@@ -115,7 +116,7 @@ class Decoder(nn.Module):
         y = F.leaky_relu(self.norm2(self.up2(y)), 0.1)
         said = F.pixel_shuffle(self.head(torch.cat((y, codes[0]), 1)).float(), FOLD)
         held = F.pixel_shuffle(content[0][:, :PIXELS].float(), FOLD)
-        return held + change_of(said, held, REACH)
+        return held + change_of(said, (local_differences(held, REACH),))
 
 
 class Corrector(nn.Module):

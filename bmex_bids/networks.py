@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bmex_bids.similar import nonlocal_means
 
 __all__ = ["TISSUES", "BMEXPair", "DUNet", "SliceUNet", "TissueGuidedUNet", "UNet"]
 
@@ -116,20 +119,22 @@ def local_differences(x: Tensor, reach: int) -> Tensor:
     return torch.cat(found, 1)
 
 
-def change_of(said: Tensor, image: Tensor, reach: int) -> Tensor:
-    """What an enhancer adds to an image: a free part, and local differences by their weights.
+def change_of(said: Tensor, differences: Sequence[Tensor]) -> Tensor:
+    """What an enhancer adds to an image: a free part, and differences from it by their weights.
 
     Args:
-        said: (b, 1 + differences, ...) the free part and the weights.
-        image: (b, 1, ...) whose :func:`local_differences` are taken.
-        reach: of the differences; 0 for none.
+        said: (b, 1 + all differences, ...) the free part and the weights.
+        differences: (b, differences, ...) each, such as :func:`local_differences`.
 
     Returns:
         (b, 1, ...).
     """
-    if not reach:
-        return said
-    return said[:, :1] + (said[:, 1:] * local_differences(image, reach)).sum(1, keepdim=True)
+    sizes = [1, *(part.shape[1] for part in differences)]
+    change, *weights = said.split(sizes, 1)
+    for weight, part in zip(weights, differences, strict=True):
+        change = change + (weight * part).sum(1, keepdim=True)
+    made: Tensor = change
+    return made
 
 
 class VoxelNorm(nn.LayerNorm):
@@ -312,13 +317,22 @@ class SliceUNet(nn.Module):
         return over_slices(self.plane, seen, condition)
 
 
+class Similar(TypedDict):
+    """Arguments of :func:`bmex_bids.similar.nonlocal_means`."""
+
+    strongest: float
+    count: int
+
+
 class TissueGuidedUNet(nn.Module):
     """Tissue classification, then enhancement guided by the tissue probabilities.
 
     The two-step idea of BME-X (doi:10.1038/s41551-024-01283-7) with two :class:`UNet`; the second
     predicts the difference between the clean and the given image. With ``reach``, that difference
     is a free part plus the image's own :func:`local_differences`, each times a predicted weight:
-    smoothing is a weight above zero and sharpening one below, which is learnt in a few steps. The
+    smoothing is a weight above zero and sharpening one below, which is learnt in a few steps. With
+    ``similar`` the differences to :func:`bmex_bids.similar.nonlocal_means` are among them, which
+    the enhancer also sees. The
     classifier learns from labels alone: no gradient of the enhancement reaches it.
 
     With ``slices`` among the enhancer's arguments it is a :class:`SliceUNet`. It is then trained on
@@ -331,6 +345,8 @@ class TissueGuidedUNet(nn.Module):
         condition: the one that an image has when the call does not say.
         classes: tissue classes including background; a fifth one is for lesions.
         reach: voxels that the local differences reach to each side; 0 for none.
+        similar: ``count`` non-local means and the strength of the ``strongest``, in which the
+            brain's median is 1; none by default.
         residual: predict the difference between the clean and the given image, or the clean image.
         guided: show the enhancer the tissue probabilities; without them it is a U-Net by itself.
     """
@@ -345,18 +361,22 @@ class TissueGuidedUNet(nn.Module):
         reach: int = 0,
         residual: bool = True,
         guided: bool = True,
+        similar: Similar | None = None,
     ):
         super().__init__()
         self.reach, self.residual, self.guided = reach, residual, guided
+        self.similar = similar
+        means = similar["count"] if similar else 0
         self.tissue = UNet(1, classes, conditions=conditions, **tissue)  # type: ignore[arg-type]
         enhancer = SliceUNet if "slices" in enhance else UNet
         self.enhance = enhancer(
-            1 + classes * guided, 1 + 3 * reach, conditions=conditions,
+            1 + classes * guided + means, 1 + 3 * reach + means, conditions=conditions,
             **enhance,  # type: ignore[arg-type]
         )
         self.conditions, self.condition = conditions, condition
         self.multiple = max(self.tissue.multiple, self.enhance.multiple)
         self.live_channels = max(self.tissue.live_channels, self.enhance.live_channels) + 5
+        self.live_channels += 2 * means
 
     def forward(
         self, x: Tensor, condition: Tensor | None = None, *, enhance: bool = True
@@ -376,6 +396,8 @@ class TissueGuidedUNet(nn.Module):
         seen = x
         if self.guided:
             seen = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
+        if self.similar:
+            seen = torch.cat((seen, nonlocal_means(x, **self.similar) - x), 1)
         if isinstance(self.enhance, SliceUNet) and not self.training:
             change = mean_over_axes(functools.partial(self._change, condition=condition), seen)
         else:
@@ -385,7 +407,12 @@ class TissueGuidedUNet(nn.Module):
     def _change(self, seen: Tensor, condition: Tensor | None) -> Tensor:
         """What the enhancer says of the image, the first channel: (b, 1, x, y, z)."""
         said: Tensor = self.enhance(seen, condition)
-        return change_of(said, seen[:, :1].to(said.dtype), self.reach)
+        differences: list[Tensor] = []
+        if self.reach:
+            differences.append(local_differences(seen[:, :1], self.reach))
+        if self.similar:
+            differences.append(seen[:, -self.similar["count"]:])
+        return change_of(said, [part.to(said.dtype) for part in differences])
 
 
 class DUNet(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,8 @@ from bmex_bids.networks import (
     local_differences,
     space_to_depth,
 )
+from bmex_bids.similar import nonlocal_means
+from bmex_bids.training.architectures import take_over
 
 State = dict[str, Tensor]
 
@@ -381,3 +385,54 @@ def test_a_pair_of_slices_gives_the_mean_over_the_three_axes() -> None:
     _, image = pair.eval()(x)
     assert torch.allclose(image, sum(along) / 3, atol=1e-5)
     assert not torch.allclose(along[0], along[1], atol=1e-3)
+
+
+def test_non_local_means_by_hand() -> None:
+    torch.manual_seed(2)
+    x = torch.rand(2, 1, 9, 8, 7)
+    found = nonlocal_means(x, 0.5, 3)
+    assert found.shape == (2, 3, 9, 8, 7)
+    wide = torch.nn.functional.pad(x[1], (3,) * 6, mode="replicate")[0]
+
+    def around(place: tuple[int, ...]) -> torch.Tensor:
+        return wide[tuple(slice(p + 2, p + 5) for p in place)]
+
+    for place in ((4, 4, 3), (0, 7, 2)):
+        for k, strength in enumerate((0.5, 0.5 / 2**0.5, 0.25)):
+            total = weight = 0.0
+            for step in itertools.product(range(-2, 3), repeat=3):
+                if sum(n * n for n in step) > 5:
+                    continue
+                there = tuple(p + n for p, n in zip(place, step, strict=True))
+                distance = (around(place) - around(there)).square().mean()
+                w = float(torch.exp(-distance / strength**2))
+                total += w * float(around(there)[1, 1, 1])
+                weight += w
+            assert float(found[1, k][place]) == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_non_local_means_keep_edges_and_mirror_with_the_image() -> None:
+    torch.manual_seed(3)
+    clean = torch.zeros(1, 1, 24, 24, 24)
+    clean[:, :, 12:] = 1.0
+    noisy = clean + 0.05 * torch.randn(clean.shape)
+    made = nonlocal_means(noisy, 0.12, 2)
+    error = (made - clean).square().mean((0, 2, 3, 4)) / (noisy - clean).square().mean()
+    assert bool((error < 0.2).all())
+    torch.testing.assert_close(nonlocal_means(noisy.flip(3), 0.12, 2), made.flip(3))
+
+
+def test_a_pair_mixes_non_local_means_and_begins_as_the_one_without() -> None:
+    part = {"widths": [4, 6], "thin": 0, "norm": "layer"}
+    torch.manual_seed(4)
+    without = TissueGuidedUNet(part, part, reach=1).eval()
+    pair = TissueGuidedUNet(part, part, reach=1, similar={"strongest": 0.1, "count": 2}).eval()
+    take_over(pair, without.state_dict())
+    x = torch.rand(1, 1, 16, 16, 16)
+    with torch.inference_mode():
+        for last in (pair.enhance.last.weight, pair.enhance.last.bias):
+            last[-16:] = 0  # type: ignore[index, operator]
+        torch.testing.assert_close(pair(x)[1], without(x)[1])
+        pair.enhance.last.bias[-16:-8] = 0.5  # type: ignore[index, operator]
+        means = nonlocal_means(x, 0.1, 2)
+        torch.testing.assert_close(pair(x)[1], without(x)[1] + 0.5 * (means[:, :1] - x))

@@ -31,6 +31,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "conditions": 16,  # of stages.CONDITIONS, which takes long to import
         "classes": 5,
         "reach": 2,
+        "similar": {"strongest": 0.16, "count": 6},
     },
     "brainmask": {
         "name": "UNet",
@@ -47,9 +48,9 @@ NETWORK_HELP = """\
 The network, as `architecture` in models.json says it. Left out: the network of --start-from, else
 the one below, one pair for every stage and contrast. Its size is in `widths`; without `conditions`
 it is a pair of its own for one stage. A fifth class is for lesions; `reach` bases the correction on
-the differences to neighbours so far away. With `slices` in `enhance` (5: the slice and four
-neighbours) the enhancer sees whole slices instead of cubes. The published pair, at its published
-size:
+the differences to neighbours so far away, and `similar` on those to `count` non-local means, the
+strongest first. With `slices` in `enhance` (5: the slice and four neighbours) the enhancer sees
+whole slices instead of cubes. The published pair, at its published size:
 name = "BMEXPair"
 width = 64"""
 
