@@ -296,9 +296,9 @@ def test_the_loss_by_hand() -> None:
     alike, _ = objective.pair_objective(scores, enhanced, batch, settings(balance=0.0, **plain))
     assert float(alike) == pytest.approx(3 * 0.5)
     found, record = objective.pair_objective(scores, enhanced, batch, settings(enhance_weight=2.0))
-    assert float(found) == pytest.approx(2 * math.log(0.25 + 2e-4))
+    assert float(found) == pytest.approx(2 * math.log(0.25 + 5e-5))
     assert float(record["gain"]) == pytest.approx(
-        10 * math.log10((0.06**2 + 2e-4) / (0.25 + 2e-4)), abs=1e-4
+        10 * math.log10((0.06**2 + 5e-5) / (0.25 + 5e-5)), abs=1e-4
     )
     lesion = batch | {"tissue": one * 4}  # which four classes leave out, and five learn
     for classes, expected in ((4, 0.0), (5, math.log(5))):
@@ -396,3 +396,22 @@ def test_two_processes_average_their_gradients(tmp_path: Path, pool: Path) -> No
     assert len(moved["random"]) == 2
     with pytest.raises(SettingsError, match="2 processes trained, now 1"):
         loop.train(chosen, pool, tmp_path / "two")
+
+
+def test_fresh_noise_replaces_the_degraded_patch(tmp_path: Path) -> None:
+    clean = torch.full((32, 32, 32), 1.0)
+    brain = torch.ones(32, 32, 32, dtype=torch.uint8)
+    brain[:4] = 0
+    sample = {"input": 3 * clean, "target": clean * brain, "tissue": brain.clone(), "brain": brain}
+    save_file({k: v.half() if k in ("input", "target") else v for k, v in sample.items()},
+              tmp_path / "0.safetensors")
+    for share, close in ((0.0, 3.0), (0.999, 1.0)):
+        given = settings(batch=4, patch=32, steps=2, fresh_noise=share)
+        read = next(samples.read_ahead(tmp_path, given, torch.Generator().manual_seed(1), 0))
+        inside = read.batch["brain"] > 0
+        ratio = read.batch["input"][inside] / read.batch["target"][inside]
+        assert float(ratio.mean()) == pytest.approx(close, abs=0.02)
+        if share:
+            assert not bool(read.batch["input"][~inside].any())
+            spread = (read.batch["input"] - read.batch["target"]).flatten(1).std(1)
+            assert 0 < float(spread.min()) < float(spread.max()) < 0.12  # each patch its own

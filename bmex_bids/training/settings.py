@@ -139,6 +139,10 @@ class Settings:
         0.1, "data", "share of the subjects kept out for validation, at least one"
     )
     synthetic: int = _setting(100, "data", "samples synthesised from --label-maps")
+    fresh_noise: float = _setting(
+        0.3, "data", "share of an enhancer's patches that are the clean image with noise of the "
+        "grid's own voxels, drawn anew each time, instead of the degraded one",
+    )
     architecture: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -161,7 +165,7 @@ AT_LEAST_ONE = (
     "steps", "batch", "patch", "every", "validate_every", "samples", "validation_samples",
 )
 FREE = ("device", "every", "validate_every")  # may change while a run is under way
-BELOW_ONE = ("momentum", "momentum_of_squares", "average", "validation")
+BELOW_ONE = ("momentum", "momentum_of_squares", "average", "validation", "fresh_noise")
 
 
 def _check(item: dataclasses.Field[Any], value: Any) -> None:
