@@ -10,13 +10,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["REACH", "nonlocal_means"]
+__all__ = ["REACH", "noise_level", "nonlocal_means", "without_noise"]
 
+Volume = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 SQUARED_REACH = 5  # voxels: a mean is of the 56 neighbours at most so far away
+BEST = 1.6  # strength for a standard deviation of 1
+FAINT = 0.01  # of the median
 PATCH = 27  # voxels of the surroundings that are compared, 3 x 3 x 3
 REACH = 3
 """Voxels to each side on which a mean depends: the farthest neighbour and its surroundings."""
@@ -32,7 +38,7 @@ def nonlocal_means(x: Tensor, strongest: float, count: int) -> Tensor:
 
     Args:
         x: (b, 1, x, y, z), float32.
-        strongest: s of the first, in the image's own units; about 1.2 standard deviations of the
+        strongest: s of the first, in the image's own units; :data:`BEST` standard deviations of the
             noise serve best.
         count: how many; each has the former's strength divided by the square root of 2.
 
@@ -58,6 +64,51 @@ def nonlocal_means(x: Tensor, strongest: float, count: int) -> Tensor:
     core = (..., *(slice(REACH, -REACH),) * 3)
     return torch.cat([(x + t[core]) / (1 + w[core])
                       for t, w in zip(total, weight, strict=True)], 1)
+
+
+def noise_level(volume: Volume, mask: Mask) -> float:
+    """Standard deviation of white noise in a mask, whatever the image shows.
+
+    The median absolute detail of the finest Haar wavelet along all three axes at once (Donoho &
+    Johnstone, Biometrika 81:425-455 (1994), doi:10.1093/biomet/81.3.425). Noise that was
+    interpolated is smooth, and hardly seen.
+
+    Args:
+        volume: (x, y, z).
+        mask: (x, y, z) of the voxels that are looked at.
+
+    Returns:
+        In the volume's unit; 0 if no block of 2 x 2 x 2 voxels lies in the mask.
+    """
+    even = tuple(slice(side // 2 * 2) for side in volume.shape)
+    detail, inside = volume[even].astype(np.float32), mask[even]
+    for axis in range(3):
+        first = (slice(None),) * axis + (slice(0, None, 2),)
+        second = (slice(None),) * axis + (slice(1, None, 2),)
+        detail = (detail[first] - detail[second]) / np.float32(2**0.5)
+        inside = inside[first] & inside[second]
+    return float(np.median(np.abs(detail[inside])) / 0.6745) if inside.any() else 0.0
+
+
+def without_noise(volume: Volume, mask: Mask) -> Volume:
+    """A clean image as a target or a reference: white noise taken out by non-local means.
+
+    What is called clean often is not: noise that stays in a target teaches to keep it, and noise in
+    a reference is held against whatever removes it.
+
+    Args:
+        volume: (x, y, z).
+        mask: (x, y, z) in which the noise is estimated, see :func:`noise_level`.
+
+    Returns:
+        (x, y, z); the volume itself if its noise is weaker than :data:`FAINT`.
+    """
+    sigma = noise_level(volume, mask)
+    if not sigma > FAINT * float(np.median(volume[mask])):
+        return volume
+    given = torch.from_numpy(np.ascontiguousarray(volume, np.float32))[None, None]
+    made: Volume = nonlocal_means(given, BEST * sigma, 1)[0, 0].numpy()
+    return made
 
 
 def _half_of_the_neighbours() -> list[tuple[int, ...]]:

@@ -22,7 +22,7 @@ from bmex_bids.networks import (
     local_differences,
     space_to_depth,
 )
-from bmex_bids.similar import nonlocal_means
+from bmex_bids.similar import noise_level, nonlocal_means, without_noise
 from bmex_bids.training.architectures import take_over
 
 State = dict[str, Tensor]
@@ -436,3 +436,19 @@ def test_a_pair_mixes_non_local_means_and_begins_as_the_one_without() -> None:
         pair.enhance.last.bias[-16:-8] = 0.5  # type: ignore[index, operator]
         means = nonlocal_means(x, 0.1, 2)
         torch.testing.assert_close(pair(x)[1], without(x)[1] + 0.5 * (means[:, :1] - x))
+
+
+def test_noise_is_measured_and_taken_out_of_references() -> None:
+    rng = np.random.default_rng(5)
+    x, y, _ = np.indices((40, 41, 42))
+    clean = (1 + 0.3 * np.sin(x / 5) + 0.3 * (y > 20)).astype(np.float32)
+    mask = np.zeros(clean.shape, bool)
+    mask[4:-4, 4:-4, 4:-4] = True
+    for sigma in (0.03, 0.08):
+        noisy = (clean + sigma * rng.standard_normal(clean.shape)).astype(np.float32)
+        assert noise_level(noisy, mask) == pytest.approx(sigma, rel=0.1)
+        made = without_noise(noisy, mask)
+        assert np.mean((made - clean)[mask] ** 2) < 0.25 * np.mean((noisy - clean)[mask] ** 2)
+    faint = (clean + 0.003 * rng.standard_normal(clean.shape)).astype(np.float32)
+    assert without_noise(faint, mask) is faint
+    assert noise_level(noisy, np.zeros_like(mask)) == 0

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bmex_bids.intensity import brain_gain
+from bmex_bids.similar import without_noise
 from bmex_bids.spatial import crop_to_mask
 from bmex_bids.training import anatomy
 from bmex_bids.training import labels as label_maps
@@ -220,29 +221,33 @@ def real_sample(
     *,
     condition: str = "T1w-24",
     tissue: Tensor | None = None,
+    wanted: Tensor | None = None,
     states: int = 8,
     moving: float = 0.75,
 ) -> dict[str, Tensor]:
     """One pair from a real, clean, skull-stripped image on the model grid.
 
     Args:
-        clean: (x, y, z), 0 outside the brain.
+        clean: (x, y, z), 0 outside the brain; it is degraded.
         generator: source of randomness (CPU).
         recipe: how to degrade it; None draws one.
         condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
         tissue: (x, y, z) uint8 classes, :data:`IGNORE` where not known; None knows nothing.
+        wanted: (x, y, z) the target, such as the clean image without its noise; None: itself.
         states: rigid positions told apart in the motion.
         moving: share of the drawn recipes with motion.
     """
     brain = clean > 0
-    clean = clean / clean[brain].median()
+    median = clean[brain].median()
+    wanted = (clean if wanted is None else wanted) / median
+    clean = clean / median
     recipe = recipe or random_recipe(generator, moving=moving)
     shape = (clean.shape[0], clean.shape[1], clean.shape[2])
     field = bias_field(shape, uniform(0, 0.06, generator), generator)
     degraded = degrade(clean * field, torch.full((3,), GRID), recipe, generator, states=states)
     if tissue is None:
         tissue = torch.full(shape, IGNORE, dtype=torch.uint8)
-    return _packed(degraded, clean, tissue, brain, condition)
+    return _packed(degraded, wanted, tissue, brain, condition)
 
 
 def mask_sample(
@@ -297,11 +302,13 @@ class RealImage:
 
     Attributes:
         clean: (x, y, z), 0 outside the brain.
+        wanted: the same without its noise.
         tissue: (x, y, z) uint8, or None where there are no labels.
         condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
     """
 
     clean: Tensor
+    wanted: Tensor
     tissue: Tensor | None
     condition: str
 
@@ -314,9 +321,10 @@ def _load_real(argument: str, labels: Path | None) -> RealImage:
     path = Path(name)
     found = labels / path.name.replace(".nii", "_dseg.nii") if labels is not None else None
     known = found is not None and found.exists()
-    return RealImage(
-        _array(path, np.float32), _array(found, np.uint8) if found and known else None, condition
-    )
+    clean = _array(path, np.float32)
+    wanted = torch.from_numpy(without_noise(clean.numpy(), clean.numpy() > 0))
+    tissue = _array(found, np.uint8) if found and known else None
+    return RealImage(clean, wanted, tissue, condition)
 
 
 def _array(path: Path, kind: type[np.generic]) -> Tensor:
@@ -361,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             image = own[int(uniform(0, len(own), generator))]
             sample = real_sample(
                 image.clean, generator, condition=condition, tissue=image.tissue,
-                moving=args.moving,
+                wanted=image.wanted, moving=args.moving,
             )
         else:
             sample = enhancement_sample(

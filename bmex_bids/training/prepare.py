@@ -14,6 +14,7 @@ from bmex_bids import intensity
 from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import Compute, enhance_volume
+from bmex_bids.similar import without_noise
 from bmex_bids.spatial import Grid, box_around, conform, crop_to_mask, model_grid, onto_grid
 from bmex_bids.training.degrade import degrade, random_recipe
 from bmex_bids.training.fields import bias_field, uniform
@@ -56,7 +57,8 @@ def prepare(scan: Scan, how: Preparation) -> dict[str, Tensor]:
     """Mask, bias field, conform and normalise with the functions of the app.
 
     Returns:
-        ``head`` (x, y, z) float16, bias-corrected, the brain's median is 1; ``brain`` uint8;
+        ``head`` (x, y, z) float16, bias-corrected, the brain's median is 1; ``wanted``, the same
+        without its noise; ``brain`` uint8;
         ``tissue`` uint8, :data:`IGNORE` where it is not known; ``condition``, its number.
 
     Raises:
@@ -82,8 +84,10 @@ def prepare(scan: Scan, how: Preparation) -> dict[str, Tensor]:
         tissue = np.full(inside.shape, IGNORE, np.uint8)
     # a voxel of the brain that has no tissue is one that nobody has labelled
     tissue = np.where(inside, np.where(tissue == 0, IGNORE, tissue), 0).astype(np.uint8)
+    head = np.minimum(head, 1000)
     return {
-        "head": torch.from_numpy(np.minimum(head, 1000)).half(),
+        "head": torch.from_numpy(head).half(),
+        "wanted": torch.from_numpy(without_noise(head, inside)).half(),
         "brain": torch.from_numpy(inside.astype(np.uint8)),
         "tissue": torch.from_numpy(tissue),
         "condition": torch.tensor(CONDITIONS.index(scan.condition), dtype=torch.uint8),
@@ -161,7 +165,7 @@ def degraded_sample(
         slice(max(low - 8, 0), high + 8) for low, high in crop_to_mask(brain.numpy() > 0)
     )
     inside = brain[cut]
-    given, clean = degraded[cut] * inside, head[cut] * inside
+    given, clean = degraded[cut] * inside, prepared["wanted"][cut].float() * inside
     gain = intensity.brain_gain(given.numpy(), inside.numpy() > 0)
     target = clean * shading(given, clean, inside) * gain
     return {

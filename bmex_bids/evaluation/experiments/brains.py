@@ -14,6 +14,7 @@ from torch import Tensor
 from bmex_bids.evaluation.baselines.filters import Mask, Volume
 from bmex_bids.evaluation.demo import reference_brain
 from bmex_bids.image import load_image
+from bmex_bids.similar import without_noise
 from bmex_bids.spatial import conform, crop_to_mask, model_grid
 from bmex_bids.training import pool
 from bmex_bids.training.degrade import Recipe
@@ -118,9 +119,10 @@ def _on_grid(  # type: ignore[no-untyped-def]
     name: str, condition: str, data: Volume, mask: Mask, grid,
     labels: npt.NDArray[np.generic] | None,
 ) -> Brain:
-    """A real image on the grid of the networks."""
+    """A real image on the grid of the networks, without its noise."""
     inside = conform(mask.astype(np.float32), grid, order=1) > 0.5
-    clean = np.where(inside, np.maximum(conform(data, grid), 1e-3), 0).astype(np.float32)
+    found = without_noise(conform(data, grid), inside)
+    clean = np.where(inside, np.maximum(found, 1e-3), 0).astype(np.float32)
     tissue = None
     if labels is not None:
         shares = [conform((labels == c).astype(np.float32), grid, order=1) for c in range(4)]
