@@ -22,6 +22,7 @@ __all__ = ["TISSUES", "BMEXPair", "DUNet", "SliceUNet", "TissueGuidedUNet", "UNe
 
 TISSUES = ("background", "CSF", "GM", "WM")
 """Tissue classes in channel order (index 0 to 3)."""
+GAIN = 10.0  # brings the differences to non-local means to about 1, as the other inputs are
 SLICES = 16  # that are computed at once, which bounds the memory
 
 
@@ -397,7 +398,7 @@ class TissueGuidedUNet(nn.Module):
         if self.guided:
             seen = torch.cat((x, scores.detach().softmax(1).to(x.dtype)), 1)
         if self.similar:
-            seen = torch.cat((seen, nonlocal_means(x, **self.similar) - x), 1)
+            seen = torch.cat((seen, GAIN * (nonlocal_means(x, **self.similar) - x)), 1)
         if isinstance(self.enhance, SliceUNet) and not self.training:
             change = mean_over_axes(functools.partial(self._change, condition=condition), seen)
         else:
@@ -411,7 +412,7 @@ class TissueGuidedUNet(nn.Module):
         if self.reach:
             differences.append(local_differences(seen[:, :1], self.reach))
         if self.similar:
-            differences.append(seen[:, -self.similar["count"]:])
+            differences.append(seen[:, -self.similar["count"]:] / GAIN)
         return change_of(said, [part.to(said.dtype) for part in differences])
 
 
