@@ -278,7 +278,7 @@ class SliceUNet(nn.Module):
         outputs: channels of the output.
         slices: the slice and its neighbours, an odd number; beyond the ends the last is repeated.
         widths: channels per level, from the half-size grid downwards.
-        norm: as in :class:`UNet`.
+        norm: as in :class:`UNet`; ``"layer"`` makes enhancers forget their input (docs/training.md).
         conditions: how many conditions the levels tell apart; 0 for none.
 
     Raises:
@@ -291,7 +291,7 @@ class SliceUNet(nn.Module):
         outputs: int,
         slices: int = 5,
         widths: Sequence[int] = (48, 96, 144, 192, 256),
-        norm: str = "layer",
+        norm: str = "none",
         conditions: int = 0,
     ):
         super().__init__()

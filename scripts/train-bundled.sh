@@ -4,7 +4,7 @@
 # WORKERS  processes that make samples while the training runs (default: one per core, less one)
 # SEED     of the samples; choose a new one to train further on new samples (default 11)
 # SAMPLES  in all, half of those of a condition with a template from that template (default 400); MASK_SAMPLES (240)
-# STEPS, BATCH, PATCH, RATE      of the pair (default 5600, 2, 64, 8e-4); STEPS=0 leaves it as it is
+# STEPS, BATCH, PATCH, RATE      of the pair (default 5600, 2, 64, 1e-3); STEPS=0 leaves it as it is
 # MASK_STEPS, MASK_BATCH         of the brain extraction (default 2400, 2); MASK_STEPS=0 leaves it as it is
 # DEVICE   auto, cpu, cuda (default auto);   PYTHON  (default python)
 # Labels of the templates, where there are any, lie in WORK/labels. A second start goes on where the first ended.
@@ -49,7 +49,7 @@ if [ "$steps" -gt 0 ]; then
         --real-labels "$labels" --real-share 0.5
     wait_for "$work/pool" $((samples < 32 ? samples : 32))
     "$python" -m bmex_bids.training.train enhance "$work/pool" "$work/run" --start "$out/bmex-pair.safetensors" \
-        --steps "$steps" --batch "${BATCH:-2}" --patch "${PATCH:-64}" --rate "${RATE:-8e-4}" --device "${DEVICE:-auto}"
+        --steps "$steps" --batch "${BATCH:-2}" --patch "${PATCH:-64}" --rate "${RATE:-1e-3}" --device "${DEVICE:-auto}"
     kill "${makers[@]}" 2>/dev/null || true
     wait
     "$python" -m bmex_bids.training.bundle "$work/run/checkpoint.pt" "$out" --templates "$data/templates" \

@@ -27,7 +27,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "enhance": {
         "name": "TissueGuidedUNet",
         "tissue": {"widths": [24, 48, 72, 96], "thin": 0, "norm": "layer"},
-        "enhance": {"widths": [32, 64, 128, 192, 256], "thin": 0, "norm": "layer"},
+        "enhance": {"widths": [32, 64, 96, 128], "thin": 0, "norm": "none"},
         "conditions": 16,  # of stages.CONDITIONS, which takes long to import
         "classes": 5,
         "reach": 2,
@@ -104,7 +104,8 @@ class Settings:
     weight_decay: float = _setting(0.01, "optimiser", "pull of the weights towards 0")
     clip: float = _setting(1.0, "optimiser", "greatest norm of each one's gradient; 0 for any")
     enhance_share: float = _setting(
-        0.7, "optimiser", "the enhancer's learning rate over the classifier's"
+        0.35, "optimiser", "the enhancer's learning rate over the classifier's; without "
+        "normalisation it diverges above 1e-3 (2 patches a step)"
     )
     average: float = _setting(
         0.997, "optimiser",
