@@ -278,7 +278,7 @@ class SliceUNet(nn.Module):
         outputs: channels of the output.
         slices: the slice and its neighbours, an odd number; beyond the ends the last is repeated.
         widths: channels per level, from the half-size grid downwards.
-        norm: as in :class:`UNet`; ``"layer"`` makes enhancers forget their input (docs/training.md).
+        norm: as in :class:`UNet`; with ``"layer"`` an enhancer forgets its input.
         conditions: how many conditions the levels tell apart; 0 for none.
 
     Raises:
