@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from bmex_bids.networks import (
     TISSUES,
     UNet,
-    VoxelNorm,
     change_of,
     local_differences,
     mean_over_axes,
@@ -41,12 +40,23 @@ class Residual(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = VoxelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, c, y, z) -> (b, c, y, z)``."""
-        y: Tensor = self.conv2(F.leaky_relu(self.norm(self.conv1(x)), 0.1))
+        y: Tensor = self.conv2(F.leaky_relu(self.conv1(x), 0.1))
         return x + y
+
+
+def _begin(module: nn.Module) -> None:
+    """First weights that keep the size of what goes through, as there is no normalisation."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, a=0.1)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    for layer in module.modules():
+        if isinstance(layer, Residual):
+            with torch.no_grad():
+                layer.conv2.weight *= 0.1
 
 
 class Encoder(nn.Module):
@@ -65,18 +75,17 @@ class Encoder(nn.Module):
         self.conv0 = nn.Conv2d(PIXELS, width, 5, padding=2)
         self.down1 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
         self.down2 = nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1)
-        self.norm1, self.norm2 = VoxelNorm(2 * width), VoxelNorm(4 * width)
         self.blocks = nn.Sequential(*(Residual(4 * width) for _ in range(blocks)))
+        _begin(self)
         with torch.no_grad():
             self.conv0.weight[:PIXELS] = 0
             self.conv0.weight[range(PIXELS), range(PIXELS), 2, 2] = 1
-            nn.init.zeros_(self.conv0.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """``(b, 1, y, z) -> [(b, w, y/2, z/2), (b, 2w, y/4, z/4), (b, 4w, y/8, z/8)]``."""
         fine = self.conv0(F.pixel_unshuffle(x, FOLD))
-        middle = F.leaky_relu(self.norm1(self.down1(F.leaky_relu(fine, 0.1))), 0.1)
-        coarse = self.blocks(F.leaky_relu(self.norm2(self.down2(middle)), 0.1))
+        middle = F.leaky_relu(self.down1(F.leaky_relu(fine, 0.1)), 0.1)
+        coarse = self.blocks(F.leaky_relu(self.down2(middle), 0.1))
         return [fine, middle, coarse]
 
 
@@ -99,10 +108,9 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*(Residual(4 * width) for _ in range(blocks)))
         self.up1 = nn.Conv2d(4 * width + 2 * both, 2 * width, 3, padding=1)
         self.up2 = nn.Conv2d(2 * width + both, width, 3, padding=1)
-        self.norm1, self.norm2 = VoxelNorm(2 * width), VoxelNorm(width)
         self.head = nn.Conv2d(width + both, PIXELS * (1 + 2 * REACH), 3, padding=1)
+        _begin(self)
         nn.init.normal_(self.head.weight, std=1e-3)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, content: Sequence[Tensor], artefact: Sequence[Tensor] = ()) -> Tensor:
         """Codes as :class:`Encoder` gives them ``-> (b, 1, y, z)``."""
@@ -111,9 +119,9 @@ class Decoder(nn.Module):
             codes = [torch.cat(pair, 1) for pair in zip(content, artefact, strict=True)]
         y = self.blocks(F.leaky_relu(self.entry(codes[2]), 0.1))
         y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[1]), 1)
-        y = F.leaky_relu(self.norm1(self.up1(y)), 0.1)
+        y = F.leaky_relu(self.up1(y), 0.1)
         y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[0]), 1)
-        y = F.leaky_relu(self.norm2(self.up2(y)), 0.1)
+        y = F.leaky_relu(self.up2(y), 0.1)
         said = F.pixel_shuffle(self.head(torch.cat((y, codes[0]), 1)).float(), FOLD)
         held = F.pixel_shuffle(content[0][:, :PIXELS].float(), FOLD)
         return held + change_of(said, (local_differences(held, REACH),))
