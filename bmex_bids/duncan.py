@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from bmex_bids.networks import (
     TISSUES,
     UNet,
+    VoxelNorm,
     change_of,
     local_differences,
     mean_over_axes,
@@ -36,15 +38,20 @@ REACH = 2  # of the local differences
 class Residual(nn.Module):
     """Two 3x3 convolutions whose result is added to their input."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, norm: bool):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = _norm(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, c, y, z) -> (b, c, y, z)``."""
-        y: Tensor = self.conv2(F.leaky_relu(self.conv1(x), 0.1))
+        y: Tensor = self.conv2(F.leaky_relu(self.norm(self.conv1(x)), 0.1))
         return x + y
+
+
+def _norm(wanted: bool, channels: int) -> nn.Module:
+    return VoxelNorm(channels) if wanted else nn.Identity()
 
 
 def _begin(module: nn.Module) -> None:
@@ -68,24 +75,28 @@ class Encoder(nn.Module):
     Args:
         width: channels of the finest code, at least 4; the others have 2 and 4 times as many.
         blocks: residual blocks at the coarsest scale.
+        norm: layer normalisation over the channels of each voxel.
     """
 
-    def __init__(self, width: int, blocks: int):
+    def __init__(self, width: int, blocks: int, *, norm: bool = True):
         super().__init__()
         self.conv0 = nn.Conv2d(PIXELS, width, 5, padding=2)
         self.down1 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
         self.down2 = nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1)
-        self.blocks = nn.Sequential(*(Residual(4 * width) for _ in range(blocks)))
-        _begin(self)
+        self.norm1, self.norm2 = _norm(norm, 2 * width), _norm(norm, 4 * width)
+        self.blocks = nn.Sequential(*(Residual(4 * width, norm) for _ in range(blocks)))
+        if not norm:
+            _begin(self)
         with torch.no_grad():
             self.conv0.weight[:PIXELS] = 0
             self.conv0.weight[range(PIXELS), range(PIXELS), 2, 2] = 1
+            nn.init.zeros_(self.conv0.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """``(b, 1, y, z) -> [(b, w, y/2, z/2), (b, 2w, y/4, z/4), (b, 4w, y/8, z/8)]``."""
         fine = self.conv0(F.pixel_unshuffle(x, FOLD))
-        middle = F.leaky_relu(self.down1(F.leaky_relu(fine, 0.1)), 0.1)
-        coarse = self.blocks(F.leaky_relu(self.down2(middle), 0.1))
+        middle = F.leaky_relu(self.norm1(self.down1(F.leaky_relu(fine, 0.1))), 0.1)
+        coarse = self.blocks(F.leaky_relu(self.norm2(self.down2(middle)), 0.1))
         return [fine, middle, coarse]
 
 
@@ -99,18 +110,22 @@ class Decoder(nn.Module):
         width: of the content encoder.
         blocks: residual blocks at the coarsest scale.
         extra: width of the artefact encoder; 0 for the clean domain.
+        norm: as in :class:`Encoder`.
     """
 
-    def __init__(self, width: int, blocks: int, extra: int = 0):
+    def __init__(self, width: int, blocks: int, extra: int = 0, *, norm: bool = True):
         super().__init__()
         both = width + extra
         self.entry = nn.Conv2d(4 * both, 4 * width, 3, padding=1)
-        self.blocks = nn.Sequential(*(Residual(4 * width) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(Residual(4 * width, norm) for _ in range(blocks)))
         self.up1 = nn.Conv2d(4 * width + 2 * both, 2 * width, 3, padding=1)
         self.up2 = nn.Conv2d(2 * width + both, width, 3, padding=1)
+        self.norm1, self.norm2 = _norm(norm, 2 * width), _norm(norm, width)
         self.head = nn.Conv2d(width + both, PIXELS * (1 + 2 * REACH), 3, padding=1)
-        _begin(self)
+        if not norm:
+            _begin(self)
         nn.init.normal_(self.head.weight, std=1e-3)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, content: Sequence[Tensor], artefact: Sequence[Tensor] = ()) -> Tensor:
         """Codes as :class:`Encoder` gives them ``-> (b, 1, y, z)``."""
@@ -119,21 +134,24 @@ class Decoder(nn.Module):
             codes = [torch.cat(pair, 1) for pair in zip(content, artefact, strict=True)]
         y = self.blocks(F.leaky_relu(self.entry(codes[2]), 0.1))
         y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[1]), 1)
-        y = F.leaky_relu(self.up1(y), 0.1)
+        y = F.leaky_relu(self.norm1(self.up1(y)), 0.1)
         y = torch.cat((F.interpolate(y, scale_factor=2.0, mode="nearest"), codes[0]), 1)
-        y = F.leaky_relu(self.up2(y), 0.1)
+        y = F.leaky_relu(self.norm2(self.up2(y)), 0.1)
         said = F.pixel_shuffle(self.head(torch.cat((y, codes[0]), 1)).float(), FOLD)
         held = F.pixel_shuffle(content[0][:, :PIXELS].float(), FOLD)
         return held + change_of(said, (local_differences(held, REACH),))
 
 
 class Corrector(nn.Module):
-    """Slices with artefacts to slices without: encode the content, decode it as clean."""
+    """Slices with artefacts to slices without: encode the content, decode it as clean.
 
-    def __init__(self, width: int = 16, blocks: int = 4):
+    Arguments as of :class:`Encoder`.
+    """
+
+    def __init__(self, width: int = 16, blocks: int = 4, *, norm: bool = True):
         super().__init__()
-        self.content = Encoder(width, blocks)
-        self.decode = Decoder(width, blocks)
+        self.content = Encoder(width, blocks, norm=norm)
+        self.decode = Decoder(width, blocks, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(b, 1, y, z) -> (b, 1, y, z)``; sides multiples of 8."""
@@ -165,7 +183,7 @@ class SlicePair(nn.Module):
     def __init__(
         self,
         tissue: dict[str, object],
-        corrector: dict[str, int],
+        corrector: dict[str, Any],
         conditions: int = 0,
         condition: int = 0,
         classes: int = len(TISSUES),

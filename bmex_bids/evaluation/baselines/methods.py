@@ -109,6 +109,7 @@ class Duncan(nn.Module):
             codes, and a clean one that was given artefacts and corrected).
         content: weight of the multi-scale content consistency (an image and the one made of it).
         quality: weight of the image-quality consistency (a clean image through the corrector).
+        norm: layer normalisation in the encoders and decoders.
     """
 
     def __init__(
@@ -118,12 +119,14 @@ class Duncan(nn.Module):
         reconstruction: float = 20.0,
         content: float = 5.0,
         quality: float = 20.0,
+        *,
+        norm: bool = True,
     ):
         super().__init__()
-        self.corrector = Corrector(width, blocks)
-        self.content = Encoder(width, blocks)
-        self.artefact = Encoder(width // 2, max(blocks // 2, 1))
-        self.soil = Decoder(width, blocks, extra=width // 2)
+        self.corrector = Corrector(width, blocks, norm=norm)
+        self.content = Encoder(width, blocks, norm=norm)
+        self.artefact = Encoder(width // 2, max(blocks // 2, 1), norm=norm)
+        self.soil = Decoder(width, blocks, extra=width // 2, norm=norm)
         self.critics = nn.ModuleDict({"clean": Critic(width), "artefact": Critic(width)})
         self.weights = (reconstruction, content, quality)
 
@@ -152,15 +155,17 @@ class CycleGAN(nn.Module):
     Args:
         width: see :class:`Duncan`.
         blocks: see :class:`Duncan`.
+        norm: see :class:`Duncan`.
         cycle: weight of the absolute error of an image that was translated there and back.
         identity: weight of that of an image that is in the domain already.
     """
 
     def __init__(
-        self, width: int = 16, blocks: int = 4, cycle: float = 10.0, identity: float = 5.0
+        self, width: int = 16, blocks: int = 4, cycle: float = 10.0, identity: float = 5.0,
+        *, norm: bool = True,
     ):
         super().__init__()
-        self.corrector, self.soil = Corrector(width, blocks), Corrector(width, blocks)
+        self.corrector, self.soil = (Corrector(width, blocks, norm=norm) for _ in range(2))
         self.critics = nn.ModuleDict({"clean": Critic(width), "artefact": Critic(width)})
         self.weights = (cycle, identity)
 
@@ -184,12 +189,14 @@ class Pix2Pix(nn.Module):
     Args:
         width: see :class:`Duncan`.
         blocks: see :class:`Duncan`.
+        norm: see :class:`Duncan`.
         absolute: weight of the absolute error.
     """
 
-    def __init__(self, width: int = 16, blocks: int = 4, absolute: float = 100.0):
+    def __init__(self, width: int = 16, blocks: int = 4, absolute: float = 100.0, *,
+                 norm: bool = True):
         super().__init__()
-        self.corrector = Corrector(width, blocks)
+        self.corrector = Corrector(width, blocks, norm=norm)
         self.critics = nn.ModuleDict({"pair": Critic(width, inputs=2)})
         self.absolute = absolute
 

@@ -50,6 +50,7 @@ class Run:
         side: of a slice in voxels, a multiple of 32.
         width: channels of the finest content code.
         blocks: residual blocks.
+        norm: layer normalisation in the encoders and decoders.
         rate: learning rate of Adam, falling to 0 over the second half of the steps.
         critics: the critics' learning rate over that of the networks that they judge; above 1 they
             keep ahead (doi:10.48550/arXiv.1706.08500).
@@ -66,6 +67,7 @@ class Run:
     side: int = 128
     width: int = 16
     blocks: int = 4
+    norm: bool = True
     rate: float = 3e-4
     critics: float = 4.0
     seed: int = 1
@@ -92,7 +94,7 @@ def train(run: Run, pool: Path, out: Path, validation: Path) -> nn.Module:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
     compute = resolve(run.device, run.precision)
-    network = METHODS[run.method](run.width, run.blocks).to(compute.device)
+    network = METHODS[run.method](run.width, run.blocks, norm=run.norm).to(compute.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = torch.optim.swa_utils.AveragedModel(
         network.corrector, avg_fn=lambda old, new, n: old + (new - old) / min(float(n) + 2, 500.0)
@@ -129,7 +131,7 @@ def train(run: Run, pool: Path, out: Path, validation: Path) -> nn.Module:
                                  "seconds": time.monotonic() - began,
                                  "generator": generator.get_state(),
                                  **{k: part.state_dict() for k, part in parts.items()}})
-    kept = METHODS[run.method](run.width, run.blocks).corrector
+    kept = METHODS[run.method](run.width, run.blocks, norm=run.norm).corrector
     kept.load_state_dict(torch.load(out / BEST, weights_only=True)["corrector"])
     return kept.eval()
 
@@ -243,7 +245,7 @@ def export(best: Path, folder: Path, *, models: Sequence[ModelRecord], data: str
         old = record.architecture
         kept_out = {k: v for k, v in record.training.items() if k.startswith("HeldOut")}
         architecture = {"name": "SlicePair", "tissue": old["tissue"],
-                        "corrector": {"width": run["width"], "blocks": run["blocks"]}}
+                        "corrector": {k: run[k] for k in ("width", "blocks", "norm")}}
         architecture |= {k: old[k] for k in ("conditions", "condition", "classes") if k in old}
         enter(replace(
             record, name=record.name.replace("bmex-", f"{method}-"), set=method,
@@ -266,7 +268,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--validation", type=Path, required=True, help="pool of held-out samples")
     for name, default in list(asdict(Run("")).items())[1:]:
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+        if isinstance(default, bool):
+            parser.add_argument(
+                f"--{name}", action=argparse.BooleanOptionalAction, default=default
+            )
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--export", type=Path, help="models folder to write the best one into")
     parser.add_argument("--data", default="", help="what it was trained on, in words")
     args = vars(parser.parse_args(argv))
