@@ -32,10 +32,10 @@ def bmex(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real brain at 2.5 mm (to be quick), noisy, for two people; one damaged; one baby."""
+    """A real brain at 1.5 mm (to be quick), noisy, for two people; one damaged; one baby."""
     root = tmp_path_factory.mktemp("bids")
     image, _, _ = reference_brain()
-    grid = model_grid(image.data.shape, image.affine, 2.5)
+    grid = model_grid(image.data.shape, image.affine, 1.5)
     data = np.maximum(conform(image.data, grid), 0)
     data[data < 20] = 0
     rng = np.random.default_rng(1)

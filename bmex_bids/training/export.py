@@ -141,7 +141,8 @@ def reference_of(record: ModelRecord, template: Path) -> dict[str, Any]:
     volume = np.maximum(volume, 0).astype(np.float32)
     gain = intensity.brain_gain(volume, inside) * record.scale
     probabilities, _, _ = enhance_volume(
-        load_network(record), volume * np.float32(gain), resolve("cpu", "float32")
+        load_network(record), volume * np.float32(gain), resolve("cpu", "float32"),
+        enhance=False,
     )
     return {
         "Image": template.name,
