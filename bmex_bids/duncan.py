@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from bmex_bids.networks import (
     TISSUES,
     UNet,
-    VoxelNorm,
     change_of,
     local_differences,
     mean_over_axes,
+    normalisation,
     over_slices,
 )
 
@@ -51,7 +51,7 @@ class Residual(nn.Module):
 
 
 def _norm(wanted: bool, channels: int) -> nn.Module:
-    return VoxelNorm(channels) if wanted else nn.Identity()
+    return normalisation("layer" if wanted else "none", channels)
 
 
 def _begin(module: nn.Module) -> None:

@@ -69,8 +69,8 @@ class Block(nn.Module):
         convolution = nn.Conv2d if flat else Convolution
         self.conv1 = convolution(inputs, outputs, 3, padding=1)
         self.conv2 = convolution(outputs, outputs, 3, padding=1)
-        self.norm1 = _norm(norm, outputs)
-        self.norm2 = _norm(norm, outputs)
+        self.norm1 = normalisation(norm, outputs)
+        self.norm2 = normalisation(norm, outputs)
         if conditions:
             self.shift = nn.Embedding(conditions, outputs)
             nn.init.zeros_(self.shift.weight)
@@ -85,7 +85,12 @@ class Block(nn.Module):
         return F.leaky_relu(self.norm2(self.conv2(x)), 0.1)
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
+def normalisation(kind: str, channels: int) -> nn.Module:
+    """``"batch"``, ``"instance"``, ``"layer"`` or ``"none"``; the first two for volumes only.
+
+    Raises:
+        ValueError: another name.
+    """
     if kind == "batch":
         return nn.BatchNorm3d(channels)
     if kind == "instance":
@@ -131,11 +136,11 @@ def change_of(said: Tensor, differences: Sequence[Tensor]) -> Tensor:
         (b, 1, ...).
     """
     sizes = [1, *(part.shape[1] for part in differences)]
+    change: Tensor
     change, *weights = said.split(sizes, 1)
     for weight, part in zip(weights, differences, strict=True):
         change = change + (weight * part).sum(1, keepdim=True)
-    made: Tensor = change
-    return made
+    return change
 
 
 class VoxelNorm(nn.LayerNorm):
@@ -333,8 +338,8 @@ class TissueGuidedUNet(nn.Module):
     is a free part plus the image's own :func:`local_differences`, each times a predicted weight:
     smoothing is a weight above zero and sharpening one below, which is learnt in a few steps. With
     ``similar`` the differences to :func:`bmex_bids.similar.nonlocal_means` are among them, which
-    the enhancer also sees. The
-    classifier learns from labels alone: no gradient of the enhancement reaches it.
+    the enhancer also sees. The classifier learns from labels alone: no gradient of the enhancement
+    reaches it.
 
     With ``slices`` among the enhancer's arguments it is a :class:`SliceUNet`. It is then trained on
     slices along the first axis, and gives the mean over those along all three.
@@ -376,8 +381,8 @@ class TissueGuidedUNet(nn.Module):
         )
         self.conditions, self.condition = conditions, condition
         self.multiple = max(self.tissue.multiple, self.enhance.multiple)
-        self.live_channels = max(self.tissue.live_channels, self.enhance.live_channels) + 5
-        self.live_channels += 2 * means
+        wider = max(self.tissue.live_channels, self.enhance.live_channels)
+        self.live_channels = wider + 5 + 2 * means
 
     def forward(
         self, x: Tensor, condition: Tensor | None = None, *, enhance: bool = True

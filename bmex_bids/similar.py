@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["REACH", "noise_level", "nonlocal_means", "without_noise"]
+__all__ = ["noise_level", "nonlocal_means", "without_noise"]
 
 Volume = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -24,8 +24,7 @@ SQUARED_REACH = 5  # voxels: a mean is of the 56 neighbours at most so far away
 BEST = 1.6  # strength for a standard deviation of 1
 FAINT = 0.01  # of the median
 PATCH = 27  # voxels of the surroundings that are compared, 3 x 3 x 3
-REACH = 3
-"""Voxels to each side on which a mean depends: the farthest neighbour and its surroundings."""
+REACH = 3  # voxels to each side on which a mean depends: a neighbour and its surroundings
 
 
 @torch.no_grad()

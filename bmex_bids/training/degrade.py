@@ -19,6 +19,7 @@ from bmex_bids.spatial import axis_matrix
 from bmex_bids.training import motion
 
 __all__ = [
+    "STRONGEST_NOISE",
     "Recipe",
     "along",
     "conformed",
@@ -32,6 +33,9 @@ __all__ = [
     "slice_grid",
     "standard_recipe",
 ]
+
+STRONGEST_NOISE = 0.09
+"""Greatest standard deviation of the noise in training, as a share of the brain's median."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,7 @@ def random_recipe(generator: torch.Generator, *, moving: float = 0.75) -> Recipe
         readout=uniform(0.2, 1.2) if chance(0.2) else 0.0,
         smooth=uniform(0.2, 0.8) if chance(0.2) else 0.0,
         cut=uniform(0.6, 0.95) if chance(0.15) else 1.0,
-        noise=uniform(0.0, 0.09) if chance(0.6) else 0.0,
+        noise=uniform(0.0, STRONGEST_NOISE) if chance(0.6) else 0.0,
         voxel=voxel(),
         slice_axis=int(uniform(0, 3)),
         slice_factor=uniform(1.3, 4.5) if chance(0.25) else 1.0,

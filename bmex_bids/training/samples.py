@@ -13,12 +13,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bmex_bids.brainmask import head_gain
+from bmex_bids.training.degrade import STRONGEST_NOISE, rician
+from bmex_bids.training.fields import chance, uniform
 from bmex_bids.training.settings import Settings, by_slices
 from bmex_bids.training.stages import CONDITIONS
 
 __all__ = ["Read", "condition_of", "read_ahead", "sample_paths"]
-
-NOISE = 0.09  # of the brain's median, the strongest that samples have, too
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ def _patch(
         value = torch.nn.functional.pad(value, pads, value=0)
         value = value.flip(flips) if flips else value
         out[key] = value.movedim(axis, 0)
-    if "target" in out and float(torch.rand(1, generator=generator)) < settings.fresh_noise:
-        out["input"] = _noisy(out["target"], generator) * (out["brain"] > 0)
+    if "target" in out and chance(settings.fresh_noise, generator):
+        noisy = rician(out["target"], uniform(0.0, STRONGEST_NOISE, generator), generator)
+        out["input"] = noisy * (out["brain"] > 0)
     spread = 0.2 if masking else 0.1
     gain = gains.get(path, 1.0) * math.exp(spread * float(torch.randn(1, generator=generator)))
     out["input"] = (out["input"] * gain).clamp(0, 4)
@@ -119,10 +120,3 @@ def _patch(
         out["target"] = out["target"] * gain
         out["condition"] = torch.tensor(condition_of(condition))
     return out
-
-
-def _noisy(clean: Tensor, generator: torch.Generator) -> Tensor:
-    """A clean patch with Rician noise of up to :data:`NOISE`, independent from voxel to voxel."""
-    sigma = NOISE * float(torch.rand(1, generator=generator))
-    real, imaginary = sigma * torch.randn((2, *clean.shape), generator=generator)
-    return torch.hypot(clean + real, imaginary)
