@@ -72,12 +72,49 @@ def test_rotation_is_rigid_with_anisotropic_voxels() -> None:
     zooms = torch.tensor([1.0, 2.0, 1.0])
     volume = torch.zeros(41, 21, 9)
     volume[30, 10, 4] = 1.0  # 10 mm from the centre along x
-    turned = motion._rotated(volume, zooms, torch.tensor([0.0, 0.0, 90.0]))
+    fine = motion._twice_as_fine(volume)
+    turned = motion._rotated(fine, zooms, torch.tensor([0.0, 0.0, 90.0]))
     assert tuple(int(i) for i in np.unravel_index(int(turned.argmax()), (41, 21, 9))) in (
         (20, 15, 4),
         (20, 5, 4),
     )
     assert float(turned.max()) == pytest.approx(1, abs=1e-4)
+
+
+def test_finer_voxels_lie_between_those_that_stay() -> None:
+    volume = phantom()
+    fine = motion._twice_as_fine(volume)
+    assert fine.shape == tuple(2 * side - 1 for side in volume.shape)
+    torch.testing.assert_close(fine[::2, ::2, ::2], volume, atol=1e-5, rtol=0)
+    between = 0.5 * (volume[:-1] + volume[1:])
+    assert float((fine[1::2, ::2, ::2] - between).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_head_that_goes_to_and_fro_lies_at_its_mean_position(axis: int) -> None:
+    """Between two places that are two voxels apart, wherever the k-space centre was acquired."""
+    volume = phantom()
+    position = torch.ones(volume.shape[axis])
+    position[::2] = -1.0
+    direction = torch.zeros(6)
+    direction[axis] = float(ZOOMS[axis])
+    mean = motion.mean_position(volume, ZOOMS, position, direction, axis=axis)
+    assert mean == pytest.approx(0, abs=0.15)
+    sides = []
+    for origin in (None, mean):
+        moved = motion.corrupt(volume, ZOOMS, position, direction, axis=axis, origin=origin)
+        back, ahead = (float(((moved - volume.roll(k, axis)) ** 2).mean()) for k in (-1, 1))
+        sides.append(max(back, ahead) / min(back, ahead))
+    assert sides[0] > 2 and sides[1] < 1.2
+
+
+def test_what_is_still_for_most_of_the_energy_stays_where_it_is() -> None:
+    """A jump at the very end of the acquisition moves the mean position by little."""
+    volume = phantom()
+    position = torch.zeros(36)
+    position[-4:] = 1.0
+    direction = torch.tensor([0.0, 3, 0, 0, 0, 0])
+    assert motion.mean_position(volume, ZOOMS, position, direction) < 0.05
 
 
 @pytest.mark.parametrize("kind", motion.KINDS)

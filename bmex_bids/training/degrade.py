@@ -19,6 +19,7 @@ from bmex_bids.spatial import axis_matrix
 from bmex_bids.training import motion
 
 __all__ = [
+    "PHASE_AXES",
     "STRONGEST_NOISE",
     "Recipe",
     "along",
@@ -36,6 +37,9 @@ __all__ = [
 
 STRONGEST_NOISE = 0.09
 """Greatest standard deviation of the noise in training, as a share of the brain's median."""
+
+PHASE_AXES = (0, 1, 1, 1, 2)
+"""Phase-encoding axes as often as they are drawn: mostly front to back, as protocols have it."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,18 @@ def move(
     axis: int = 1,
     states: int = 16,
 ) -> Tensor:
-    """Simulate rigid head motion of one kind; (x, y, z) -> (x, y, z)."""
+    """Simulate rigid head motion of one kind; (x, y, z) -> (x, y, z).
+
+    The head's mean position is where the volume has it, see :func:`motion.mean_position`, so that
+    the volume is what the result should look like.
+    """
     position, direction = motion.trajectory(
         kind, volume.shape[axis], amplitude, frequency, generator
     )
     phase = motion.smooth_phase((volume.shape[0], volume.shape[1], volume.shape[2]), generator)
     return motion.corrupt(
-        volume, zooms, position, direction, axis=axis, states=states, phase=phase.to(volume)
+        volume, zooms, position, direction, axis=axis, states=states, phase=phase.to(volume),
+        origin=motion.mean_position(volume, zooms, position, direction, axis=axis),
     )
 
 
@@ -268,7 +277,7 @@ def random_recipe(generator: torch.Generator, *, moving: float = 0.75) -> Recipe
         kind=motion.KINDS[int(uniform(0, 4))] if moves else None,
         amplitude=uniform(0.1, 3.0),
         frequency=uniform(0.05, 0.5),
-        axis=(0, 1, 1, 1, 2)[int(uniform(0, 5))],  # mostly front to back, as protocols have it
+        axis=PHASE_AXES[int(uniform(0, 5))],
         readout=uniform(0.2, 1.2) if chance(0.2) else 0.0,
         smooth=uniform(0.2, 0.8) if chance(0.2) else 0.0,
         cut=uniform(0.6, 0.95) if chance(0.15) else 1.0,

@@ -108,8 +108,9 @@ def _fresh(settings: Settings, compute: Compute, ranks: Ranks) -> _Parts:
     network = build(architecture_of(settings)).to(compute.device)
     lay_out(network)
     multiple = int(cast(int, network.multiple))
-    if settings.patch % multiple:
-        raise SettingsError(f"patch {settings.patch}: expected a multiple of {multiple}")
+    for name, side in (("patch", settings.patch), ("length", settings.length)):
+        if side % multiple:
+            raise SettingsError(f"{name} {side}: expected a multiple of {multiple}")
     thin = network.tissue.multiple if isinstance(network, TissueGuidedUNet) else multiple
     if settings.depth % thin:
         raise SettingsError(f"depth {settings.depth}: expected a multiple of {thin}")

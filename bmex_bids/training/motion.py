@@ -2,9 +2,9 @@
 
 A trajectory is one scalar per phase-encoding line along a fixed direction of the six rigid
 parameters, quantised into a few states. Each state's volume fills that state's lines of the
-composite k-space; the state of the k-space centre is the identity, so that the result stays aligned
-with the clean image. Only a state's own lines are transformed, so all states together cost about
-one Fourier transform besides the rotations.
+composite k-space. The state that leaves the head in place is that of the k-space centre or, so that
+the result is aligned with the clean image, the :func:`mean_position`. Only a state's own lines are
+transformed, so all states together cost about one Fourier transform besides the rotations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["KINDS", "SEVERITIES", "corrupt", "readout_blur", "smooth_phase", "trajectory"]
+__all__ = [
+    "KINDS", "SEVERITIES", "corrupt", "mean_position", "readout_blur", "smooth_phase", "trajectory",
+]
 
 KINDS = ("rotation", "periodic", "continuous", "sudden")
 """The four kinds of motion of BME-X (doi:10.1038/s41551-024-01283-7)."""
@@ -43,9 +45,8 @@ def trajectory(
         generator: source of randomness (CPU).
 
     Returns:
-        ``(lines,)`` position between -1 and 1 along the direction, 0 at the k-space centre's
-        neighbourhood after :func:`corrupt` has subtracted it; and ``(6,)`` the direction, three
-        translations in mm and three rotations in degrees, scaled by the amplitude.
+        ``(lines,)`` position between -1 and 1 along the direction; and ``(6,)`` the direction,
+        three translations in mm and three rotations in degrees, scaled by the amplitude.
 
     Raises:
         ValueError: unknown kind.
@@ -75,6 +76,38 @@ def trajectory(
     return position, amplitude * direction / direction.abs().max().clamp_min(1e-6)
 
 
+def mean_position(
+    volume: Tensor, zooms: Tensor, position: Tensor, direction: Tensor, *, axis: int = 1
+) -> float:
+    """Where along its trajectory the image of a moving head lies: what a rigid registration finds.
+
+    The mean over the phase-encoding lines, by the energy that a displacement puts into them: that
+    of the image's gradient, less where a wave is shorter than the way the head goes. The k-space
+    centre itself has none: a head that goes to and fro from line to line lies at the middle of its
+    way, wherever it was while the centre was acquired.
+
+    Args:
+        volume: (x, y, z) clean magnitude of the whole head.
+        zooms: (3,) voxel size in mm.
+        position: (lines,) from :func:`trajectory`.
+        direction: (6,) from :func:`trajectory`.
+        axis: phase-encoding axis.
+    """
+    others = [a for a in range(3) if a != axis]
+    power = torch.fft.rfftn(volume, dim=[*others, axis]).abs().square()
+    waves = torch.zeros(())  # squared, in radians per mm
+    for a in range(3):
+        lines = volume.shape[a]
+        given = torch.fft.rfftfreq(lines) if a == axis else torch.fft.fftfreq(lines)
+        shape = [-1 if other == a else 1 for other in range(3)]
+        waves = waves + (2 * math.pi * given / float(zooms[a])).square().view(shape)
+    way = float(position.std() * direction.abs().max())  # a degree is a mm at the head's surface
+    half = (power * (waves / (1 + waves * way**2)).to(power)).sum(others).cpu()
+    lines = volume.shape[axis]
+    weight = half[(torch.arange(lines) - lines // 2).abs()]
+    return float((weight * position).sum() / weight.sum().clamp_min(1e-12))
+
+
 def smooth_phase(
     shape: tuple[int, int, int], generator: torch.Generator, strength: float = math.pi / 2
 ) -> Tensor:
@@ -83,22 +116,39 @@ def smooth_phase(
     return F.interpolate(knots, size=shape, mode="trilinear", align_corners=True)[0, 0]
 
 
-def _rotated(volume: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate (x, y, z) about its centre by three angles, rigidly in mm."""
-    if float(degrees.abs().max()) < 1e-6:
-        return volume
+def _twice_as_fine(volume: Tensor) -> Tensor:
+    """Band-limited interpolation onto half voxels: (x, y, z) -> (2x - 1, 2y - 1, 2z - 1)."""
+    for axis in range(3):
+        size = volume.shape[axis]
+        spectrum = torch.fft.rfft(volume, dim=axis)
+        if size % 2 == 0:  # the highest frequency stands for both signs
+            spectrum.select(axis, size // 2).mul_(0.5)
+        fine = torch.fft.irfft(spectrum, n=2 * size, dim=axis)
+        volume = 2 * fine.narrow(axis, 0, 2 * size - 1)
+    return volume
+
+
+def _rotated(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
+    """A volume turned about its centre by three angles, rigidly in mm.
+
+    Args:
+        fine: what :func:`_twice_as_fine` gave, from which a linear interpolation blurs hardly.
+        zooms: (3,) voxel size of the volume in mm.
+        degrees: (3,) angles about x, y and z.
+    """
     a, b, c = (math.radians(float(d)) for d in degrees)
     one = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
     two = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
     three = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
     rotation = (one @ two @ three).to(torch.float32)
     # grid_sample works in the order z, y, x of units that span the volume
-    side = zooms.cpu() * torch.tensor([n - 1 for n in volume.shape], dtype=torch.float32) / 2
+    size = [(n + 1) // 2 for n in fine.shape]
+    side = zooms.cpu() * torch.tensor([n - 1 for n in size], dtype=torch.float32) / 2
     scaled = (rotation.T * side[None, :]) / side[:, None]
     theta = torch.zeros(1, 3, 4)
     theta[0, :, :3] = scaled.flip(0, 1)
-    grid = F.affine_grid(theta.to(volume), [1, 1, *volume.shape], align_corners=True)
-    return F.grid_sample(volume[None, None], grid, align_corners=True)[0, 0]
+    grid = F.affine_grid(theta.to(fine), [1, 1, *size], align_corners=True)
+    return F.grid_sample(fine[None, None], grid, align_corners=True)[0, 0]
 
 
 def _ramp(frequency: Tensor, millimetres: float, zoom: float) -> Tensor:
@@ -116,6 +166,7 @@ def corrupt(
     axis: int = 1,
     states: int = 16,
     phase: Tensor | None = None,
+    origin: float | None = None,
 ) -> Tensor:
     """Magnitude image of a head that moved while its k-space was filled line by line.
 
@@ -128,9 +179,11 @@ def corrupt(
         axis: phase-encoding axis.
         states: greatest number of rigid positions told apart.
         phase: (x, y, z) phase image in radians, standing still; none leaves the volume real.
+        origin: position at which the head is where the volume has it, such as
+            :func:`mean_position`; None: that of the k-space centre, which is then not moved.
 
     Returns:
-        (x, y, z) magnitude. The k-space centre is not moved; no motion returns the volume.
+        (x, y, z) magnitude; no motion returns the volume.
 
     Raises:
         ValueError: the trajectory has not one entry per line.
@@ -138,11 +191,12 @@ def corrupt(
     lines = volume.shape[axis]
     if position.shape != (lines,):
         raise ValueError(f"{tuple(position.shape)} positions for {lines} phase-encoding lines")
-    centred = position - position[lines // 2]
-    if float(centred.abs().max()) * float(direction.abs().max()) < 1e-6:
+    steadily = float(position.max() - position.min()) * float(direction.abs().max()) < 1e-6
+    centred = position - (position[lines // 2] if origin is None else origin)
+    if steadily:
         return volume.clone()
     span = float(centred.abs().max())
-    # quantised so that the centre's own position is a level
+    # quantised so that the origin is a level
     step = max(2 * span / states, 1e-6)
     level = torch.round(centred / step)
     frequency = torch.fft.fftshift(torch.fft.fftfreq(lines, device=volume.device))
@@ -151,10 +205,13 @@ def corrupt(
     composite = torch.zeros([volume.shape[a] for a in order], dtype=torch.complex64,
                             device=volume.device)
     coil = None if phase is None else torch.polar(torch.ones_like(phase), phase).permute(order)
+    turns = float(direction[3:].abs().max()) > 0
+    fine = _twice_as_fine(volume) if turns else volume
     for value in level.unique():
         chosen = torch.nonzero(level == value)[:, 0].to(volume.device)
         pose = direction * float(value) * step
-        moved = _rotated(volume, zooms, pose[3:]).permute(order)
+        turned = float(pose[3:].abs().max()) > 0
+        moved = (_rotated(fine, zooms, pose[3:]) if turned else volume).permute(order)
         angle = -2 * math.pi * places[:, None] * frequency[chosen][None, :]
         kernel = torch.polar(torch.ones_like(angle), angle)
         kernel = kernel * _ramp(frequency[chosen], float(pose[axis]), float(zooms[axis]))

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bmex_bids.brainmask import head_gain
-from bmex_bids.training.degrade import STRONGEST_NOISE, rician
+from bmex_bids.training.degrade import PHASE_AXES, STRONGEST_NOISE, rician
 from bmex_bids.training.fields import chance, uniform
 from bmex_bids.training.settings import Settings, by_slices
 from bmex_bids.training.stages import CONDITIONS
@@ -92,6 +92,8 @@ def _patch(
     if by_slices(settings):  # along any axis, which becomes the first
         axis = int(torch.randint(0, 3, (1,), generator=generator))
         sides[axis] = settings.depth or settings.patch
+    elif settings.length:
+        sides[PHASE_AXES[int(torch.randint(0, 5, (1,), generator=generator))]] = settings.length
     with safe_open(path, framework="pt") as sample:
         keys = [key for key in sample.keys() if key != "condition"]
         condition = sample.get_tensor("condition") if len(keys) < len(sample.keys()) else None

@@ -83,6 +83,10 @@ class Settings:
         0, "run", "slices of a patch, a multiple of the classifier's own, for an enhancer of "
         "slices (`slices` in the network): patches are then so thin along one axis; 0 for cubes",
     )
+    length: int = _setting(
+        0, "run", "side of a patch of volumes along one axis, most often front to back, along which "
+        "most motion acts; 0 for cubes",
+    )
     rate: float = _setting(1.5e-3, "optimiser", "greatest learning rate")
     seed: int = _setting(1, "run", "of the split, the samples, the patches, the initialisation")
     device: str = _setting("auto", "run", "auto (a GPU if there is one), cpu, cuda or cuda:N")
@@ -156,6 +160,8 @@ class Settings:
             raise SettingsError("tissue_weight and enhance_weight are both 0: nothing to train")
         if self.depth and not by_slices(self):
             raise SettingsError(f"depth {self.depth}: only for an enhancer of slices")
+        if self.length and by_slices(self):
+            raise SettingsError(f"length {self.length}: not for an enhancer of slices")
         if self.validate_every % self.every:
             raise SettingsError(
                 f"validate_every {self.validate_every}: expected a multiple of every ({self.every})"
