@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +67,13 @@ def read_ahead(
     def read(number: int) -> Read:
         if not pool or number % settings.every == 0:
             pool[:] = sample_paths(folder)
+        sides = [settings.patch] * 3
+        if settings.length:
+            sides[PHASE_AXES[int(torch.randint(0, 5, (1,), generator=generator))]] = settings.length
         rows = []
         for _ in range(settings.batch):
             path = pool[int(torch.randint(0, len(pool), (1,), generator=generator))]
-            rows.append(_patch(path, settings, generator, gains))
+            rows.append(_patch(path, settings, sides, generator, gains))
         batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
         return Read(batch, generator.get_state(), len(pool))
 
@@ -84,16 +87,15 @@ def read_ahead(
 
 
 def _patch(
-    path: Path, settings: Settings, generator: torch.Generator, gains: dict[Path, float]
+    path: Path, settings: Settings, sides: Sequence[int], generator: torch.Generator,
+    gains: dict[Path, float],
 ) -> dict[str, Tensor]:
     """One random patch of a sample, flipped and scaled at random, zero-padded where needed."""
     masking = settings.kind == "brainmask"
-    sides, axis = [settings.patch] * 3, 0
+    sides, axis = list(sides), 0
     if by_slices(settings):  # along any axis, which becomes the first
         axis = int(torch.randint(0, 3, (1,), generator=generator))
         sides[axis] = settings.depth or settings.patch
-    elif settings.length:
-        sides[PHASE_AXES[int(torch.randint(0, 5, (1,), generator=generator))]] = settings.length
     with safe_open(path, framework="pt") as sample:
         keys = [key for key in sample.keys() if key != "condition"]
         condition = sample.get_tensor("condition") if len(keys) < len(sample.keys()) else None
