@@ -150,6 +150,10 @@ def test_patch_has_to_fit_the_network(tmp_path: Path, pool: Path) -> None:
         loop.train(settings("slices", depth=6), pool, tmp_path)
     with pytest.raises(SettingsError, match="depth 8: only for an enhancer of slices"):
         settings(depth=8)
+    with pytest.raises(SettingsError, match="length 18: expected a multiple of 4"):
+        loop.train(settings(length=18), pool, tmp_path)
+    with pytest.raises(SettingsError, match="length 16: not for an enhancer of slices"):
+        settings("slices", length=16)
     with pytest.raises(FileNotFoundError, match="no samples in"):
         loop.train(settings(), tmp_path / "empty", tmp_path)
 
@@ -164,6 +168,14 @@ def test_slices_are_drawn_along_every_axis(pool: Path, depth: int) -> None:
         # the brain is 16, 14 and 18 voxels long
         lines.add(tuple(int(brain.amax(tuple({0, 1, 2} - {a})).sum()) for a in (1, 2)))
     assert len({tuple(sorted(both)) for both in lines}) == 3
+
+
+def test_long_patches_lie_along_every_axis_most_often_the_second(pool: Path) -> None:
+    chosen = settings(steps=40, batch=2, patch=8, length=24)
+    reads = samples.read_ahead(pool, chosen, torch.Generator().manual_seed(1), 0)
+    shapes = [tuple(read.batch["input"].shape) for read in reads]
+    counts = [shapes.count((2, *(24 if a == axis else 8 for a in range(3)))) for axis in range(3)]
+    assert sum(counts) == 40 and min(counts) > 0 and counts[1] == max(counts)
 
 
 def test_slices_take_nothing_over_from_volumes() -> None:
@@ -183,6 +195,7 @@ def test_slices_take_nothing_over_from_volumes() -> None:
         ("pair", 16, {"optimiser": "sgd", "rate": 0.02, "schedule": "tenth", "weight_decay": 0.0}),
         ("conditional", 16, {"rate": 1e-2, "precision": "auto", "schedule": "constant"}),
         ("slices", 16, {"rate": 1e-2, "depth": 8, "patch": 20}),
+        ("pair", 16, {"rate": 1e-2, "patch": 12, "length": 24}),
         ("published", 12, {"rate": 3e-3}),
         ("mask", 16, {"rate": 1e-2}),
     ],

@@ -84,8 +84,8 @@ class Settings:
         "slices (`slices` in the network): patches are then so thin along one axis; 0 for cubes",
     )
     length: int = _setting(
-        0, "run", "side of a patch of volumes along one axis, most often front to back, along which "
-        "most motion acts; 0 for cubes",
+        0, "run", "side of a patch of volumes along one axis, most often front to back as phase "
+        "encoding is; 0 for cubes",
     )
     rate: float = _setting(1.5e-3, "optimiser", "greatest learning rate")
     seed: int = _setting(1, "run", "of the split, the samples, the patches, the initialisation")
