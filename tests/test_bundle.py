@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bmex_bids.training import bundle, settings
+from bmex_bids.training import bundle, export, settings
 from bmex_bids.training.architectures import build
 from bmex_bids.training.stages import CONDITIONS
 from bmex_bids.weights import find_model, list_models, load_network
@@ -32,6 +33,14 @@ def test_every_age_has_one_model_per_contrast() -> None:
         assert all(one[1] == two[0] for one, two in zip(born, born[1:], strict=False))
     assert [r.name for r in made if r.stage == "fetal"] == ["bmex-T2w-fetal"]
     assert all(CONDITIONS[r.architecture["condition"]] in r.name for r in made)
+
+
+def test_an_entry_stays_where_it_stood(tmp_path: Path) -> None:
+    first, second, *_ = (replace(r, directory=tmp_path) for r in bundle.records("", []))
+    for record in (first, second, replace(first, version="2")):
+        export.enter(record)
+    found = [(r.name, r.version) for r in list_models([tmp_path])]
+    assert found == [(first.name, "2"), (second.name, second.version)]
 
 
 def test_all_models_share_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,9 +99,9 @@ def written(
 
 
 def enter(record: ModelRecord) -> ModelRecord:
-    """Put an entry into the models.json of its directory, in place of one of the same name."""
-    others = [r for r in list_models([record.directory]) if r.name != record.name]
-    write_models(record.directory, [*others, record])
+    """Put an entry into the models.json of its directory, where one of the same name stood."""
+    there = {r.name: r for r in list_models([record.directory])}
+    write_models(record.directory, list((there | {record.name: record}).values()))
     return record
 
 
