@@ -210,6 +210,7 @@ def test_a_valid_dataset_with_everything(
         "Condition": "rotationSevere", "Version": "", "Seed": 3, "SliceAxis": "z",
         "PhaseAxis": "y", "KeepGrid": False, "MotionKind": "rotation",
         "MotionSeverity": "severe", "MotionAmplitude": 3.0, "MotionFrequency": 0.42,
+        "MotionReference": "mean position",
     }  # fmt: skip
 
 

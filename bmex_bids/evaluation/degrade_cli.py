@@ -267,7 +267,8 @@ def _parameters(task: Task, condition: Condition) -> dict[str, object]:
     if condition.kind:
         amplitude, frequency = SEVERITIES[condition.severity]
         found |= {"MotionKind": condition.kind, "MotionSeverity": condition.severity,
-                  "MotionAmplitude": amplitude, "MotionFrequency": frequency}
+                  "MotionAmplitude": amplitude, "MotionFrequency": frequency,
+                  "MotionReference": "mean position"}
     if condition.thickness:
         found["SliceThickness"] = condition.thickness
     if condition.noise:
