@@ -191,9 +191,8 @@ def corrupt(
     lines = volume.shape[axis]
     if position.shape != (lines,):
         raise ValueError(f"{tuple(position.shape)} positions for {lines} phase-encoding lines")
-    steadily = float(position.max() - position.min()) * float(direction.abs().max()) < 1e-6
     centred = position - (position[lines // 2] if origin is None else origin)
-    if steadily:
+    if float(centred.abs().max()) * float(direction.abs().max()) < 1e-6:
         return volume.clone()
     span = float(centred.abs().max())
     # quantised so that the origin is a level
@@ -205,13 +204,12 @@ def corrupt(
     composite = torch.zeros([volume.shape[a] for a in order], dtype=torch.complex64,
                             device=volume.device)
     coil = None if phase is None else torch.polar(torch.ones_like(phase), phase).permute(order)
-    turns = float(direction[3:].abs().max()) > 0
-    fine = _twice_as_fine(volume) if turns else volume
+    fine = _twice_as_fine(volume) if bool(direction[3:].any()) else None
     for value in level.unique():
         chosen = torch.nonzero(level == value)[:, 0].to(volume.device)
         pose = direction * float(value) * step
-        turned = float(pose[3:].abs().max()) > 0
-        moved = (_rotated(fine, zooms, pose[3:]) if turned else volume).permute(order)
+        moved = volume if fine is None or not value else _rotated(fine, zooms, pose[3:])
+        moved = moved.permute(order)
         angle = -2 * math.pi * places[:, None] * frequency[chosen][None, :]
         kernel = torch.polar(torch.ones_like(angle), angle)
         kernel = kernel * _ramp(frequency[chosen], float(pose[axis]), float(zooms[axis]))
