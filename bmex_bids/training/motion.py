@@ -31,6 +31,8 @@ SEVERITIES = {
 }
 """Published test severities: amplitude in mm and degrees, frequency relative to TR."""
 
+SLAB = 16  # rows or slices that are interpolated at once
+
 
 def trajectory(
     kind: str, lines: int, amplitude: float, frequency: float, generator: torch.Generator
@@ -119,12 +121,18 @@ def smooth_phase(
 def _twice_as_fine(volume: Tensor) -> Tensor:
     """Band-limited interpolation onto half voxels: (x, y, z) -> (2x - 1, 2y - 1, 2z - 1)."""
     for axis in range(3):
-        size = volume.shape[axis]
-        spectrum = torch.fft.rfft(volume, dim=axis)
-        if size % 2 == 0:  # the highest frequency stands for both signs
-            spectrum.select(axis, size // 2).mul_(0.5)
-        fine = torch.fft.irfft(spectrum, n=2 * size, dim=axis)
-        volume = 2 * fine.narrow(axis, 0, 2 * size - 1)
+        size, other = volume.shape[axis], (axis + 1) % 3
+        shape = list(volume.shape)
+        shape[axis] = 2 * size - 1
+        fine = volume.new_empty(shape)
+        parts = zip(volume.split(SLAB, other), fine.split(SLAB, other), strict=True)
+        for given, made in parts:  # few at a time, since spectra take several times the memory
+            spectrum = torch.fft.rfft(given, dim=axis)
+            if size % 2 == 0:  # the highest frequency stands for both signs
+                spectrum.select(axis, size // 2).mul_(0.5)
+            finer = torch.fft.irfft(spectrum, n=2 * size, dim=axis)
+            torch.mul(finer.narrow(axis, 0, 2 * size - 1), 2, out=made)
+        volume = fine
     return volume
 
 
@@ -147,8 +155,16 @@ def _rotated(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
     scaled = (rotation.T * side[None, :]) / side[:, None]
     theta = torch.zeros(1, 3, 4)
     theta[0, :, :3] = scaled.flip(0, 1)
-    grid = F.affine_grid(theta.to(fine), [1, 1, *size], align_corners=True)
-    return F.grid_sample(fine[None, None], grid, align_corners=True)[0, 0]
+    turned = fine.new_empty(size)
+    for start in range(0, size[0], SLAB):  # the coordinates of all voxels would take much memory
+        part = turned[start : start + SLAB]
+        ends = torch.tensor([start, start + len(part) - 1]) * (2 / max(size[0] - 1, 1)) - 1
+        own = theta.clone()
+        own[0, :, 3] = theta[0, :, 2] * float(ends.mean())
+        own[0, :, 2] = theta[0, :, 2] * float(ends.diff()) / 2
+        grid = F.affine_grid(own.to(fine), [1, 1, *part.shape], align_corners=True)
+        part[:] = F.grid_sample(fine[None, None], grid, align_corners=True)[0, 0]
+    return turned
 
 
 def _ramp(frequency: Tensor, millimetres: float, zoom: float) -> Tensor:
