@@ -21,6 +21,7 @@ from scipy.ndimage import distance_transform_edt
 from bmex_bids import __version__, intensity, metrics
 from bmex_bids.bids import Job
 from bmex_bids.brainmask import brain_mask, clean_mask
+from bmex_bids.commonscale import map_to_reference, median_of
 from bmex_bids.derivatives import Result
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import Compute, enhance_volume
@@ -38,7 +39,6 @@ _PAIRED = ("QualityIndex", "DataConsistency", "DataConsistencyWorst", "ResidualS
 BYTES_PER_VOXEL = 20  # of the image, held while a network computes: image, mask, bias field, ...
 USUAL_VOXELS = 256**3  # whose bytes count as the program's own
 SLAB = 16  # voxels; distances are computed in slabs, since they take 60 bytes a voxel
-FARTHER = 1.1  # than by one factor may a brain's histogram come by its tissues; people differ
 BLEND_MM = 2.0  # the enhanced brain fades in over this distance inside the mask's border
 
 
@@ -140,7 +140,7 @@ def enhance_run(
         field = _field(bias[inside])
         del bias  # a large image needs the memory, here and below
         probabilities, labels, lesions = _tissues(out, inside, lesions=settings.lesions)
-        anchors, scaling = _anchors(restored, inside, probabilities, record)
+        anchors, scaling = map_to_reference(restored, inside, probabilities, record)
         enhanced = np.where(inside, intensity.apply_anchors(restored, anchors), np.float32(0))
     with clock.step("measure"):
         numbers = _measure(given, corrected, restored, enhanced, labels, inside, image.zooms)
@@ -306,57 +306,6 @@ def _tissues(
     return tissues, labels, apart[0] if lesions else None
 
 
-@dataclass(frozen=True)
-class _Scaling:
-    """How an image came to the common scale, in words, and why not by its tissues."""
-
-    text: str
-    refusal: str | None = None
-
-
-BY_TISSUES = _Scaling(
-    "common scale of the age stage: bias-corrected, zero stays zero, the medians of CSF, GM and WM "
-    "are those of the stage's reference, piecewise linear between them"
-)
-BY_MEDIAN = _Scaling(
-    "common scale of the age stage: bias-corrected, by one factor, so that the brain's median is "
-    "that of the stage's reference"
-)
-
-
-def _anchors(
-    restored: Array, mask: Mask, probabilities: Array, record: ModelRecord
-) -> tuple[list[tuple[float, float]], _Scaling]:
-    """Points of the map from the image's intensities to the common scale, and what it is.
-
-    The tissues' medians make the map, unless it takes the brain's histogram clearly farther from
-    the stage's reference than one factor does. Then the labels are wrong, or the brain has another
-    contrast or other shares of tissue than the reference, and one factor is taken.
-    """
-    reference = record.reference or {}
-    values = restored[mask]
-    plain = [(0.0, 0.0), (float(np.median(values[values > 0])), _middle(record))]
-    found = intensity.tissue_medians(restored, probabilities)
-    if not set(reference.get("TissueMeans", {})) & set(found):
-        return plain, BY_MEDIAN
-    anchors = intensity.anchors_to_reference(found, reference["TissueMeans"])
-    if "Density" not in reference:
-        return anchors, BY_TISSUES
-    by_tissues, by_median = (
-        intensity.distance_after(values, points, reference["Density"])
-        for points in (anchors, plain)
-    )
-    if by_tissues <= FARTHER * by_median:
-        return anchors, BY_TISSUES
-    return plain, replace(
-        BY_MEDIAN,
-        refusal="scaled by one factor: the medians of the tissues would take the histogram farther "
-        f"from the age stage's reference (distance {by_tissues:.1f}, by one factor "
-        f"{by_median:.1f}): this brain has another contrast or other shares of tissue than the "
-        "reference, or wrong labels",
-    )
-
-
 def _blended(
     data: Array, bias: Array, change: Array, mask: Mask, zooms: npt.NDArray[np.float64]
 ) -> Array:
@@ -430,14 +379,9 @@ def _measure(
     }
 
 
-def _middle(record: ModelRecord) -> float:
-    """The brain's median on the common scale."""
-    return float((record.reference or {}).get("Median", 300.0))
-
-
 def _input_factor(volume: Array, mask: Mask, record: ModelRecord) -> float:
     """The single factor, of the brain's median, that brings the input near the common scale."""
-    return _middle(record) * intensity.brain_gain(volume, mask)
+    return median_of(record) * intensity.brain_gain(volume, mask)
 
 
 def _histograms(

@@ -85,6 +85,16 @@ def test_labels_of_both_contrasts_and_matching():
     assert np.abs(same - shown.clean)[shown.mask].mean() < 0.02
 
 
+def test_common_scale_takes_a_gain_away():
+    shown = ball()
+    one, twice = (
+        harmonise.on_common_scale(k * shown.clean, shown.clean, shown.mask, "T1w-24", None)
+        for k in (np.float32(1), np.float32(2))
+    )
+    np.testing.assert_allclose(one, twice, rtol=1e-3, atol=1e-3)
+    assert 0.5 < np.median(one[shown.mask]) < 2 and not one[~shown.mask].any()
+
+
 def test_demons_undo_a_part_of_a_warp():
     shown = ball()
     target, labels = warped(shown.clean, shown.tissue, 1)

@@ -28,7 +28,7 @@ LAYERS = (
     ("groupcombat", "groupclassifier", "grouphistograms", "groupstats"),
     ("cohort", "pictures", "sprites"),
     ("spacefiles",),
-    ("derivatives", "figures", "plots", "rendering", "measures", "strips"),
+    ("derivatives", "figures", "plots", "rendering", "measures", "strips", "commonscale"),
     ("templatefiles",),
     ("spaces",),
     ("weights", "published", "layout", "validation", "age", "participants", "tables"),

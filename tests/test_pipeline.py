@@ -13,16 +13,14 @@ from scipy.ndimage import distance_transform_edt
 
 from bmex_bids import inference, intensity
 from bmex_bids.bids import Job
+from bmex_bids.commonscale import BY_MEDIAN, BY_TISSUES, map_to_reference
 from bmex_bids.image import Image, ImageError
 from bmex_bids.inference import Compute
 from bmex_bids.pipeline import (
     BLEND_MM,
-    BY_MEDIAN,
-    BY_TISSUES,
     BYTES_PER_VOXEL,
     SLAB,
     Settings,
-    _anchors,
     _beside,
     _fade,
     enhance_run,
@@ -239,7 +237,7 @@ def test_tissues_scale_only_where_they_bring_the_histogram_nearer(right: bool) -
     labels = tissue if right else np.random.default_rng(2).integers(0, 3, tissue.shape)
     probabilities = np.stack([labels == k for k in range(3)]).astype(np.float32)
     record = replace(RECORD, reference=reference)
-    anchors, scaling = _anchors(restored, mask, probabilities, record)
+    anchors, scaling = map_to_reference(restored, mask, probabilities, record)
     mapped = intensity.apply_anchors(restored, anchors)
     assert np.median(mapped[tissue == 1]) == pytest.approx(210, abs=3)
     if right:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +67,11 @@ def read_ahead(
     def read(number: int) -> Read:
         if not pool or number % settings.every == 0:
             pool[:] = sample_paths(folder)
-        sides = [settings.patch] * 3
-        if settings.length:
-            sides[PHASE_AXES[int(torch.randint(0, 5, (1,), generator=generator))]] = settings.length
+        shape = _shape(settings, generator)
         rows = []
         for _ in range(settings.batch):
             path = pool[int(torch.randint(0, len(pool), (1,), generator=generator))]
-            rows.append(_patch(path, settings, sides, generator, gains))
+            rows.append(_patch(path, settings, shape, generator, gains))
         batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
         return Read(batch, generator.get_state(), len(pool))
 
@@ -86,22 +84,38 @@ def read_ahead(
             yield current
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """Sides of a batch's patches as they are cut, and which axis becomes their first."""
+
+    sides: tuple[int, int, int]
+    first: int = 0
+
+
+def _shape(settings: Settings, generator: torch.Generator) -> _Shape:
+    """Cubes, cubes made longer along one axis, or a few slices along any axis."""
+    sides, axis = [settings.patch] * 3, 0
+    if settings.length:
+        along = PHASE_AXES[int(torch.randint(0, len(PHASE_AXES), (1,), generator=generator))]
+        sides[along] = settings.length
+    if by_slices(settings):
+        axis = int(torch.randint(0, 3, (1,), generator=generator))
+        sides[axis] = settings.depth or settings.patch
+    return _Shape((sides[0], sides[1], sides[2]), axis)
+
+
 def _patch(
-    path: Path, settings: Settings, sides: Sequence[int], generator: torch.Generator,
+    path: Path, settings: Settings, shape: _Shape, generator: torch.Generator,
     gains: dict[Path, float],
 ) -> dict[str, Tensor]:
     """One random patch of a sample, flipped and scaled at random, zero-padded where needed."""
     masking = settings.kind == "brainmask"
-    sides, axis = list(sides), 0
-    if by_slices(settings):  # along any axis, which becomes the first
-        axis = int(torch.randint(0, 3, (1,), generator=generator))
-        sides[axis] = settings.depth or settings.patch
     with safe_open(path, framework="pt") as sample:
         keys = [key for key in sample.keys() if key != "condition"]
         condition = sample.get_tensor("condition") if len(keys) < len(sample.keys()) else None
         cut: list[slice] = []
         pads: list[int] = []
-        for size, side in zip(sample.get_slice("input").get_shape(), sides, strict=True):
+        for size, side in zip(sample.get_slice("input").get_shape(), shape.sides, strict=True):
             room = size - side
             low = int(torch.randint(0, max(room, 0) + 1, (1,), generator=generator))
             cut.append(slice(low, min(low + side, size)))
@@ -113,7 +127,7 @@ def _patch(
     for key, value in out.items():
         value = torch.nn.functional.pad(value, pads, value=0)
         value = value.flip(flips) if flips else value
-        out[key] = value.movedim(axis, 0)
+        out[key] = value.movedim(shape.first, 0)
     if "target" in out and chance(settings.fresh_noise, generator):
         noisy = rician(out["target"], uniform(0.0, STRONGEST_NOISE, generator), generator)
         out["input"] = noisy * (out["brain"] > 0)

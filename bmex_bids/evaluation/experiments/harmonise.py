@@ -3,17 +3,21 @@
 Scanners differ by gamma, noise, smoothing and slice thickness. Wasserstein-1 distance of each
 pair's histograms in the brain (brain median 1): as given, after each method, after histogram
 matching to the first scanner alone, and after both. Matching needs no network: only what goes
-beyond it is harmonisation, and the voxelwise difference between the scanners shows it.
+beyond it is harmonisation, and the voxelwise difference between the scanners shows it. The app
+brings every image to the common scale of its age stage as well: ``input, scale`` and ``bmex,
+scale``, whose tissues are those that the classifier finds in the corrupted image.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import wasserstein_distance
 
+from bmex_bids.commonscale import map_to_reference, median_of
 from bmex_bids.evaluation.baselines.filters import Mask, Volume
 from bmex_bids.evaluation.experiments.brains import repainted, scene
 from bmex_bids.evaluation.experiments.drawing import boxes
@@ -22,13 +26,19 @@ from bmex_bids.evaluation.experiments.frame import (
     fresh,
     method_of,
     options,
+    record_of,
     rows_kept,
     setup_of,
     table,
+    tissues_of,
 )
+from bmex_bids.inference import three_tissues
+from bmex_bids.intensity import apply_anchors
 from bmex_bids.training.degrade import Recipe
 
-__all__ = ["SCANNERS", "main", "matched"]
+__all__ = ["SCANNERS", "main", "matched", "on_common_scale"]
+
+SCALE = ", scale"  # after a method's name: then brought to the common scale
 
 SCANNERS = {  # gamma of the intensities, and what the scanner does to them
     "A": (1.0, Recipe(noise=0.02)),
@@ -46,6 +56,25 @@ def matched(volume: Volume, mask: Mask, reference: Volume, inside: Mask) -> Volu
     return np.where(mask, made, 0).astype(np.float32)
 
 
+def on_common_scale(
+    volume: Volume, given: Volume, mask: Mask, condition: str, models: Path | None
+) -> Volume:
+    """What a method made of an image, on the common scale of its stage, whose median is then 1.
+
+    Args:
+        volume: (x, y, z) of the method.
+        given: (x, y, z) before it, in which the bundled classifier finds the tissues.
+        mask: (x, y, z) the brain.
+        condition: contrast and stage.
+        models: folder of models; None for the bundled ones.
+    """
+    record = record_of(models, condition)
+    shares = three_tissues(tissues_of(models, given, condition)[0])
+    anchors, _ = map_to_reference(volume, mask, shares, record)
+    made = apply_anchors(volume, anchors) / np.float32(median_of(record))
+    return np.where(mask, made, 0).astype(np.float32)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, and write table and figure."""
     setup = setup_of(options("harmonise", __doc__).parse_args(argv))
@@ -53,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     scanners = dict(list(SCANNERS.items())[: 2 if setup.quick else None])
     for number, brain in enumerate(setup.brains):
         base = scene(brain, Recipe(), 74_000 + number)
-        for name in ("input", *setup.methods):
+        scaled = [name + SCALE for name in ("input", "bmex") if name in ("input", *setup.methods)]
+        for name in ("input", *setup.methods, *scaled):
             for _, add in fresh(
                 path, [{"image": brain.name, "contrast": brain.condition, "method": name}]
             ):
@@ -61,11 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for scanner, (gamma, recipe) in scanners.items():
                     image = np.maximum(base.clean, 0) ** np.float32(gamma)
                     shown = scene(repainted(brain, base, image), recipe, 74_500)
-                    method = method_of(setup, name, recipe)
-                    volume = shown.given
+                    method = method_of(setup, name.removesuffix(SCALE), recipe)
+                    volume, mask = shown.given, shown.mask
                     if method is not None:
-                        volume = method(volume, shown.mask, brain.condition)
-                    made[scanner], mask = volume, shown.mask
+                        volume = method(volume, mask, brain.condition)
+                    if name.endswith(SCALE):
+                        volume = on_common_scale(
+                            volume, shown.given, mask, brain.condition, setup.models
+                        )
+                    made[scanner] = volume
                 first = next(iter(made))
                 alike = {s: matched(v, mask, made[first], mask) for s, v in made.items()}
                 lines: list[dict[str, object]] = []
