@@ -69,6 +69,7 @@ MEANINGS = {
     "dice_csf": "Dice of CSF",
     "dice_gm": "Dice of GM",
     "dice_wm": "Dice of WM",
+    "dice_lesion": "Dice of white-matter lesions",
     "loss": "loss",
 }
 

@@ -11,13 +11,16 @@ __all__ = ["enhancement_loss", "mask_loss", "tissue_loss"]
 IGNORE = 255
 """Tissue label of voxels whose class is not known."""
 
+LESION = 4
 
-def tissue_loss(scores: Tensor, tissue: Tensor) -> Tensor:
+
+def tissue_loss(scores: Tensor, tissue: Tensor, lesion_weight: float = 1.0) -> Tensor:
     """Mean cross-entropy of the voxels whose class is known.
 
     Args:
-        scores: (b, 4, x, y, z) before softmax.
-        tissue: (b, x, y, z) class 0 to 3, or :data:`IGNORE`.
+        scores: (b, 4 or 5, x, y, z) before softmax.
+        tissue: (b, x, y, z) class 0 to 4, or :data:`IGNORE`.
+        lesion_weight: how often a voxel of lesions, which are rare, counts.
     """
     known = tissue != IGNORE
     if not bool(known.any()):
@@ -25,6 +28,8 @@ def tissue_loss(scores: Tensor, tissue: Tensor) -> Tensor:
     target = torch.where(known, tissue, 0).long()
     entropy = F.cross_entropy(scores, target, reduction="none")
     chosen = known.to(scores.dtype)
+    if lesion_weight != 1:
+        chosen = torch.where(target == LESION, lesion_weight, chosen)
     return (entropy * chosen).sum() / chosen.sum()
 
 

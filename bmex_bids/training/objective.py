@@ -61,12 +61,12 @@ def mask_objective(scores: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, di
 def pair_objective(
     scores: Tensor, enhanced: Tensor, batch: dict[str, Tensor], settings: Settings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of a pair from tissue scores (b, 4, x, y, z) and the enhanced image (b, 1, x, y, z)."""
+    """Loss of a pair from tissue scores (b, 4 or 5, x, y, z) and the enhanced (b, 1, x, y, z)."""
     given, target = batch["input"][:, None], batch["target"][:, None]
     inside = (batch["brain"] > 0).float()[:, None]
     tissue = batch["tissue"].to(torch.uint8)
     known = tissue < scores.shape[1]  # a network of four classes does not know lesions
-    classes = tissue_loss(scores, torch.where(known, tissue, IGNORE))
+    classes = tissue_loss(scores, torch.where(known, tissue, IGNORE), settings.lesion_weight)
     error, gain = _image_error(enhanced, (given, target, inside), settings)
     loss = settings.tissue_weight * classes + settings.enhance_weight * error
     return loss, {"tissue": classes.detach(), "enhance": error.detach(), "gain": gain}

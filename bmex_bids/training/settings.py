@@ -118,6 +118,10 @@ class Settings:
     tissue_weight: float = _setting(
         1.0, "loss", "of the cross-entropy of the tissue classes; 0 keeps the classifier as it is"
     )
+    lesion_weight: float = _setting(
+        1.0, "loss", "of a voxel of lesions in that cross-entropy over one of another class; they "
+        "are so rare that with 1 they are hardly ever found"
+    )
     enhance_weight: float = _setting(
         1.0, "loss", "of the enhanced image's error in the brain; 0 trains the classifier alone, "
         "several times faster. The error is the sum of:"
