@@ -244,6 +244,9 @@ def test_losses_by_hand() -> None:
     # |e| + 2 e^2 over two voxels, plus half the gradient's error
     found = losses.enhancement_loss(output, target, brain, torch.ones(1))
     assert float(found) == pytest.approx((1 + 2) / 2 + 0.5 * 1 / 2)
+    assert float(losses.mask_loss(torch.full((1, 1, 2, 2, 2), 20.0), torch.ones(1, 1, 2, 2, 2))) < (
+        1e-3
+    )
 
 
 def test_a_voxel_of_lesions_counts_as_often_as_wanted():
@@ -254,6 +257,3 @@ def test_a_voxel_of_lesions_counts_as_often_as_wanted():
     for weight in (1.0, 3.0):
         expected = (weight * found + missed) / (weight + 1)
         assert float(losses.tissue_loss(scores, tissue, weight)) == pytest.approx(expected)
-    assert float(losses.mask_loss(torch.full((1, 1, 2, 2, 2), 20.0), torch.ones(1, 1, 2, 2, 2))) < (
-        1e-3
-    )
