@@ -24,6 +24,8 @@ def boxes(rows: Rows, by: str, columns: Sequence[str], path: Path) -> None:
         axes = figure.add_subplot(-(-len(columns) // 3), min(len(columns), 3), number)
         values = [np.array([float(r[column]) for r in rows if r[by] == name]) for name in names]
         axes.boxplot([v[np.isfinite(v)] for v in values], tick_labels=names)
+        if min(v.min(initial=0) for v in values) < 0:
+            axes.axhline(0, color="#555555", linewidth=0.8, linestyle=":")
         axes.set_title(column, fontsize=9)
         axes.tick_params(labelsize=7, axis="both")
         axes.tick_params(axis="x", rotation=30)
@@ -58,23 +60,36 @@ def heat(rows: Rows, over: tuple[str, str], by: str, column: str, path: Path) ->
     figure.savefig(path, dpi=110)
 
 
-def points(rows: Rows, x: str, y: str, by: str, path: Path, *, diagonal: bool = False) -> None:
-    """One line per group through the means of ``y`` at each ``x``."""
-    figure = _figure(4.6, 3.6)
-    axes = figure.add_subplot()
-    for name in dict.fromkeys(row[by] for row in rows):
-        found: dict[float, list[float]] = {}
-        for row in rows:
-            if row[by] == name and np.isfinite(float(row[y])):
-                found.setdefault(float(row[x]), []).append(float(row[y]))
-        at = sorted(found)
-        axes.plot(at, [float(np.mean(found[v])) for v in at], "o-", label=name, markersize=4)
-    if diagonal:
-        high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-        axes.plot([0, high], [0, high], ":", color="#555555", label="perfect")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.legend(fontsize=7)
+def points(
+    rows: Rows, x: str, y: str, by: str, path: Path, *, panel: str | None = None,
+    diagonal: bool = False,
+) -> None:
+    """One line per group through the means of ``y`` at each ``x``, one panel per value."""
+    panels = dict.fromkeys(row[panel] for row in rows) if panel else {"": None}
+    figure = _figure(1.4 + 3.2 * len(panels), 3.6)
+    groups = list(dict.fromkeys(row[by] for row in rows))
+    first = None
+    for number, title in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), number, sharey=first)
+        first = first or axes
+        for colour, name in enumerate(groups):
+            found: dict[float, list[float]] = {}
+            for row in rows:
+                here = row[by] == name and (not panel or row[panel] == title)
+                if here and np.isfinite(float(row[y])):
+                    found.setdefault(float(row[x]), []).append(float(row[y]))
+            at = sorted(found)
+            means = [float(np.mean(found[v])) for v in at]
+            if at:
+                axes.plot(at, means, "o-", label=name, markersize=4, color=f"C{colour}")
+        if diagonal:
+            high = max(axes.get_xlim()[1], axes.get_ylim()[1])
+            axes.plot([0, high], [0, high], ":", color="#555555", label="perfect")
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(x)
+        if number == 1:
+            axes.set_ylabel(y)
+        axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
 

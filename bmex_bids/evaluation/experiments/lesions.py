@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     })  # fmt: skip
             add(lines)
     rows = rows_kept(path)
-    points(rows, "mm", "kept", "method", setup.out / "lesions.png")
+    points(rows, "mm", "kept", "method", setup.out / "lesions.png", panel="case")
     text = table(rows, ("case", "mm", "method"), {"kept": 2, "lesion_class": 2})
     return finish(setup, "lesions", text, rows)
 

@@ -18,8 +18,10 @@ from bmex_bids.evaluation.baselines.filters import Mask, Volume
 from bmex_bids.evaluation.experiments.brains import repainted, scene
 from bmex_bids.evaluation.experiments.drawing import points
 from bmex_bids.evaluation.experiments.frame import (
+    Row,
     finish,
     fresh,
+    numbers,
     options,
     rows_kept,
     setup_of,
@@ -77,13 +79,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for value, worst in [consistency(given, output, given > 0)]
             ])  # fmt: skip
     rows = rows_kept(path)
-    points(rows, "uncertainty", "error", "case", setup.out / "safeguards.png", diagonal=True)
+    mean = _over_brains(rows)
+    points(mean, "uncertainty", "error", "case", setup.out / "safeguards.png", diagonal=True)
     text = table(rows, ("case",), {"spearman": 2, "error": 4})
     found = table(
         rows_kept(checks), ("case", "output"), {"consistency": 4, "worst": 4, "flagged": 2},
         "mirrored: the result with left and right exchanged, for somebody else's brain.",
     )
     return finish(setup, "safeguards", f"{text}\n\n{found}", rows)
+
+
+def _over_brains(rows: list[Row]) -> list[Row]:
+    """The means of each tenth of the uncertainty over all brains."""
+    found = []
+    for case, tenth in dict.fromkeys((row["case"], row["tenth"]) for row in rows):
+        chosen = [row for row in rows if (row["case"], row["tenth"]) == (case, tenth)]
+        means = {name: str(numbers(chosen, name).mean()) for name in ("uncertainty", "error")}
+        found.append({"case": case, **means})
+    return found
 
 
 def _calibration(spread: Volume, error: Volume) -> list[dict[str, object]]:
