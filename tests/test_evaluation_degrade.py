@@ -16,6 +16,7 @@ from bmex_bids.bids import read_json
 from bmex_bids.evaluation import conditions, degrade_cli
 from bmex_bids.evaluation.conditions import Condition, Setup
 from bmex_bids.layout import find_mask
+from bmex_bids.training.degrade import NOISES
 
 SHAPE = (40, 46, 36)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0]) + np.array(
@@ -166,12 +167,23 @@ def test_thick_slices_lie_along_the_world_axis(name: str) -> None:
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)  # the middle stays where it is
 
 
-def test_noise_has_the_size_that_was_asked_for() -> None:
+@pytest.mark.parametrize("kind", NOISES)
+def test_noise_has_the_size_that_was_asked_for(kind: str) -> None:
     flat = np.ones((30, 30, 30), np.float32)
     made, _ = conditions.corrupt(
-        flat, AFFINE, Condition(thickness=12.0, noise=0.05), Setup(), "k"
+        flat, AFFINE, Condition(thickness=12.0, noise=0.05), Setup(noise_kind=kind), "k"
     )
     assert made.std() == pytest.approx(0.05, rel=0.05)  # not averaged away by the slices
+
+
+def test_the_sidecar_names_the_kind_of_noise(tmp_path: Path) -> None:
+    clean, out = make_clean(tmp_path / "clean"), tmp_path / "out"
+    path = out / "sub-01" / "anat" / "sub-01_rec-noise0p05_T1w.json"
+    for kind, name in (("rician", "RicianNoise"), ("gaussian", "GaussianNoise")):
+        assert degrade_cli.main(
+            [str(clean), str(out), "--noise", "0.05", "--noise-kind", kind]) == 0
+        parameters = json.loads(path.read_text("utf-8"))["SimulatedArtefacts"]
+        assert parameters[name] == 0.05  # made anew: other parameters
 
 
 def test_a_valid_dataset_with_everything(

@@ -135,6 +135,13 @@ def test_unknown_motion_and_wrong_lines() -> None:
         motion.corrupt(phantom(), ZOOMS, torch.zeros(7), torch.ones(6))
 
 
+def test_gaussian_noise_has_no_bias_and_is_never_negative() -> None:
+    bright = degrade.gaussian(torch.full((40, 40, 40), 10.0), 0.5, generator())
+    assert float(bright.mean()) == pytest.approx(10, abs=0.01)
+    assert float(bright.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(degrade.gaussian(torch.zeros(9, 9, 9), 0.5, generator()).min()) == 0
+
+
 def test_rician_noise_has_its_known_moments() -> None:
     bright = degrade.rician(torch.full((40, 40, 40), 10.0), 0.5, generator())
     dark = degrade.rician(torch.zeros(40, 40, 40), 0.5, generator())

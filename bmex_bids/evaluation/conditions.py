@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 
 from bmex_bids.training.degrade import (
+    NOISES,
     Recipe,
     conformed,
     degrade,
     measured,
-    rician,
     slice_grid,
     standard_recipe,
 )
@@ -49,7 +49,7 @@ class Condition:
         kind: kind of motion.
         severity: its severity.
         thickness: slice thickness in mm.
-        noise: standard deviation of Rician noise, as a share of the bright tissue's intensity.
+        noise: standard deviation of noise, as a share of the bright tissue's intensity.
         smooth: standard deviation of a Gaussian filter in mm.
     """
 
@@ -83,12 +83,14 @@ class Setup:
         slice_axis: world axis of thick slices, ``x`` (left-right), ``y`` or ``z``.
         phase_axis: world axis of phase encoding.
         keep_grid: interpolate thick slices back to the grid of the image.
+        noise_kind: one of :data:`bmex_bids.training.degrade.NOISES`.
     """
 
     seed: int = 0
     slice_axis: str = "z"
     phase_axis: str = "y"
     keep_grid: bool = False
+    noise_kind: str = "rician"
 
 
 def parse_motion(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -199,7 +201,8 @@ def corrupt(
         made, affine = _thickened(made, affine, condition.thickness, setup)
     if condition.noise:
         generator = _generator(setup.seed, key, "noise")
-        made = rician(torch.from_numpy(made), condition.noise, generator).numpy()
+        noisy = NOISES[setup.noise_kind]
+        made = noisy(torch.from_numpy(made), condition.noise, generator).numpy()
     return np.ascontiguousarray(made, np.float32), affine
 
 

@@ -38,6 +38,7 @@ from bmex_bids.layout import (
     suffix_of,
 )
 from bmex_bids.spatial import axis_matrix, resample
+from bmex_bids.training.degrade import NOISES
 from bmex_bids.training.motion import KINDS, SEVERITIES
 
 __all__ = ["main"]
@@ -125,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--slice-thickness", nargs="+", type=float, default=[], metavar="MM",
         help="mean over slices so thick, on a grid with voxels so long")
     add("--noise", nargs="+", type=float, default=[], metavar="SHARE",
-        help="Rician noise; standard deviation as a share of the brain's 95th percentile")
+        help="noise; standard deviation as a share of the brain's 95th percentile")
+    add("--noise-kind", choices=tuple(NOISES), default="rician", help="(default: rician)")
     add("--smooth", nargs="+", type=float, default=[], metavar="MM",
         help="Gaussian filter; standard deviation in mm")
     add("--grid", type=_checked(parse_grid), default=(), metavar="A-by-B",
@@ -166,7 +168,9 @@ def _tasks(args: argparse.Namespace, conditions: tuple[Condition, ...]) -> list[
     images = [p for p in find_images(root, selection, ignore=(out,))
               if suffix_of(p) in args.suffix]
     read = sidecar_reader(root)
-    setup = Setup(args.seed, args.slice_axis, args.phase_axis, args.keep_grid)
+    setup = Setup(
+        args.seed, args.slice_axis, args.phase_axis, args.keep_grid, args.noise_kind
+    )
     return [
         Task(
             path,
@@ -261,7 +265,7 @@ def _make(
 def _parameters(task: Task, condition: Condition) -> dict[str, object]:
     """What was done, in the order in which it was done; equal parameters give equal images."""
     found: dict[str, object] = {"Condition": condition.label, "Version": __version__}
-    found |= asdict(task.setup)
+    found |= {k: v for k, v in asdict(task.setup).items() if k != "noise_kind"}
     if condition.smooth:
         found["SmoothingSigma"] = condition.smooth
     if condition.kind:
@@ -272,7 +276,7 @@ def _parameters(task: Task, condition: Condition) -> dict[str, object]:
     if condition.thickness:
         found["SliceThickness"] = condition.thickness
     if condition.noise:
-        found["RicianNoise"] = condition.noise
+        found[f"{task.setup.noise_kind.capitalize()}Noise"] = condition.noise
     return {key[:1].upper() + _camel(key[1:]): value for key, value in found.items()}
 
 

@@ -19,12 +19,14 @@ from bmex_bids.spatial import axis_matrix
 from bmex_bids.training import motion
 
 __all__ = [
+    "NOISES",
     "PHASE_AXES",
     "STRONGEST_NOISE",
     "Recipe",
     "along",
     "conformed",
     "degrade",
+    "gaussian",
     "gaussian_smooth",
     "gibbs",
     "measured",
@@ -57,7 +59,8 @@ class Recipe:
         readout: standard deviation of the readout shift in voxels.
         smooth: standard deviation of a Gaussian filter in mm.
         cut: share of k-space kept along each axis (Gibbs ringing); 1 keeps all.
-        noise: standard deviation of Rician noise in a measured voxel, in units of the intensity.
+        noise: standard deviation of the noise in a measured voxel, in units of the intensity.
+        noise_kind: one of :data:`NOISES`.
         voxel: sides of the measured voxels over those of the head's grid.
         slice_axis: axis of thick slices.
         slice_factor: slice thickness over voxel size; 1 for none.
@@ -71,6 +74,7 @@ class Recipe:
     smooth: float = 0.0
     cut: float = 1.0
     noise: float = 0.0
+    noise_kind: str = "rician"
     voxel: tuple[float, float, float] = (1.0, 1.0, 1.0)
     slice_axis: int = 2
     slice_factor: float = 1.0
@@ -141,6 +145,15 @@ def rician(volume: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     shape = (2, *volume.shape)
     noise = torch.randn(shape, generator=generator).to(volume) * sigma
     return torch.sqrt((volume + noise[0]) ** 2 + noise[1] ** 2)
+
+
+def gaussian(volume: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """The volume with Gaussian noise, 0 where that would be negative."""
+    return (volume + torch.randn(volume.shape, generator=generator).to(volume) * sigma).clamp_min(0)
+
+
+NOISES = {"rician": rician, "gaussian": gaussian}
+"""Kinds of noise: of a magnitude image, and of one whose bright tissue alone is looked at."""
 
 
 def slice_grid(size: int, factor: float) -> tuple[int, float]:
@@ -225,7 +238,7 @@ def degrade(
     factors[recipe.slice_axis] *= recipe.slice_factor
     out = measured(out, factors)
     if recipe.noise > 0:
-        out = rician(out, recipe.noise, generator)
+        out = NOISES[recipe.noise_kind](out, recipe.noise, generator)
     out = conformed(out, factors, volume.shape)
     return out.clone() if out is volume else out
 

@@ -26,15 +26,21 @@ from bmex_bids.training.pool import GRID
 
 __all__ = ["main", "recipe_of"]
 
-EXTRAS = {"none": Recipe(), "noise": Recipe(noise=0.05), "smoothing": Recipe(smooth=0.8)}
+EXTRAS = {
+    "none": Recipe(),
+    "noise": Recipe(noise=0.05),
+    "gaussian": Recipe(noise=0.05, noise_kind="gaussian"),
+    "smoothing": Recipe(smooth=0.8),
+}
 
 
 def recipe_of(severity: str, thickness: float, extra: str, kind: str) -> Recipe:
-    """One cell: motion of one kind (``none`` for none), slices in mm, and 5% noise or smoothing."""
+    """One cell: motion of one kind (``none`` for none), slices in mm, and an extra."""
     base = Recipe() if severity == "none" else standard_recipe(kind, severity)
     added = EXTRAS[extra]
     return replace(
-        base, slice_factor=thickness / GRID, noise=added.noise, smooth=added.smooth
+        base, slice_factor=thickness / GRID, noise=added.noise, noise_kind=added.noise_kind,
+        smooth=added.smooth,
     )
 
 
