@@ -88,7 +88,7 @@ def test_labels_of_both_contrasts_and_matching():
 def test_common_scale_takes_a_gain_away():
     shown = ball()
     one, twice = (
-        harmonise.on_common_scale(k * shown.clean, shown.clean, shown.mask, "T1w-24", None)
+        harmonise.on_common_scale(k * shown.clean, shown.mask, "T1w-24", None)
         for k in (np.float32(1), np.float32(2))
     )
     np.testing.assert_allclose(one, twice, rtol=1e-3, atol=1e-3)

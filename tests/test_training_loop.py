@@ -352,6 +352,18 @@ def test_a_growing_pool_is_seen_at_the_next_report(tmp_path: Path, pool: Path) -
     assert [read.pool for read in reader][-1] == 2
 
 
+def test_journal_keeps_the_columns_of_a_table_that_is_there(tmp_path: Path) -> None:
+    """A run that another version began has other columns; its rows must stay readable."""
+    table = tmp_path / "validation.csv"
+    table.write_text("step,loss,gone\n1.0,0.5,2.0\n", encoding="utf-8")
+    with journal.opened(tmp_path, settings(), 1) as notes:
+        notes.validated({"step": 2.0, "loss": 0.25, "new": 7.0})
+    with journal.opened(tmp_path, settings(), 2):
+        rows = journal.read_rows(table)
+    assert [(row["step"], row["loss"]) for row in rows] == [(1.0, 0.5), (2.0, 0.25)]
+    assert math.isnan(rows[1]["gone"]) and "new" not in rows[1]
+
+
 def test_journal_cuts_what_a_kill_left(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,loss\n2.0,1\n4.0,1\n6.0,1\n8.0")
     with journal.opened(tmp_path, settings(), 4) as notes:

@@ -153,7 +153,7 @@ def gaussian(volume: Tensor, sigma: float, generator: torch.Generator) -> Tensor
 
 
 NOISES = {"rician": rician, "gaussian": gaussian}
-"""Kinds of noise: of a magnitude image, and of one whose bright tissue alone is looked at."""
+"""Kinds of noise: of a magnitude image, and what that is nearly where the signal is strong."""
 
 
 def slice_grid(size: int, factor: float) -> tuple[int, float]:

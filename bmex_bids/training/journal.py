@@ -107,10 +107,12 @@ def _board(folder: Path, step: int) -> Any:
 
 
 def _append(path: Path, row: Mapping[str, float]) -> None:
-    new = not path.exists()
+    """Add a row; a table that another version began keeps its columns."""
+    there = path.exists()
+    names = path.read_text(encoding="utf-8").splitlines()[0].split(",") if there else list(row)
     with open(path, "a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(row))
-        if new:
+        writer = csv.DictWriter(stream, names, restval="nan", extrasaction="ignore")
+        if not there:
             writer.writeheader()
         writer.writerow(row)
 

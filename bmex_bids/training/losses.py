@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bmex_bids.training.labels import LESION
+
 __all__ = ["enhancement_loss", "mask_loss", "tissue_loss"]
 
 IGNORE = 255
 """Tissue label of voxels whose class is not known."""
-
-LESION = 4
 
 
 def tissue_loss(scores: Tensor, tissue: Tensor, lesion_weight: float = 1.0) -> Tensor:
@@ -27,9 +27,7 @@ def tissue_loss(scores: Tensor, tissue: Tensor, lesion_weight: float = 1.0) -> T
         return scores.sum() * 0
     target = torch.where(known, tissue, 0).long()
     entropy = F.cross_entropy(scores, target, reduction="none")
-    chosen = known.to(scores.dtype)
-    if lesion_weight != 1:
-        chosen = torch.where(target == LESION, lesion_weight, chosen)
+    chosen = known * torch.where(target == LESION, lesion_weight, 1.0)
     return (entropy * chosen).sum() / chosen.sum()
 
 

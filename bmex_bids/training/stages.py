@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bmex_bids.training.fields import chance, uniform
+from bmex_bids.training.labels import LESION, OUTSIDE
 
 __all__ = [
     "CONDITIONS",
@@ -37,7 +38,6 @@ CONDITIONS = (
 BETWEEN = {"3": ("0", "6"), "18": ("12", "24")}
 """Stages without a clean image of their own, and the measured ones around them."""
 
-LESION, OUTSIDE = 4, 5
 WHITE, GREY, FLUID = "cerebral white matter", "cerebral cortex", "lateral ventricle"
 MYELINATED, ORIGIN = "ventral DC", ("thalamus", "ventral DC")
 MYELINATING = ("0", "3", "6")

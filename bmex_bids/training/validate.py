@@ -35,9 +35,9 @@ def validate(
 
     Returns:
         ``loss``; of a pair ``psnr_input``, ``psnr`` and ``psnr_gain`` (dB inside the brain, the
-        range is the brain's median) and ``dice_csf``, ``dice_gm``, ``dice_wm``, ``dice_lesion``
-        over voxels of known class, of brain extraction ``dice``. NaN where no sample says
-        anything.
+        range is the brain's median) and ``dice_csf``, ``dice_gm``, ``dice_wm`` and, with a
+        class for them, ``dice_lesion`` over voxels of known class, of brain extraction ``dice``.
+        NaN where no sample says anything.
     """
     rows = []
     for path in samples:
@@ -75,7 +75,7 @@ def _pair(
     }
     truth = sample["tissue"].numpy()
     labels, known = shares.argmax(0), (truth != IGNORE) & brain
-    for tissue, name in enumerate(("csf", "gm", "wm", "lesion"), 1):
+    for tissue, name in enumerate(("csf", "gm", "wm", "lesion")[: len(shares) - 1], 1):
         there = ((truth == tissue) & known).any()
         found = metrics.dice((labels == tissue) & known, (truth == tissue) & known)
         row[f"dice_{name}"] = found if there else math.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -26,22 +27,19 @@ from bmex_bids.training.pool import GRID
 
 __all__ = ["main", "recipe_of"]
 
-EXTRAS = {
-    "none": Recipe(),
-    "noise": Recipe(noise=0.05),
-    "gaussian": Recipe(noise=0.05, noise_kind="gaussian"),
-    "smoothing": Recipe(smooth=0.8),
+EXTRAS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "noise": {"noise": 0.05},
+    "gaussian": {"noise": 0.05, "noise_kind": "gaussian"},
+    "smoothing": {"smooth": 0.8},
 }
+"""What a cell's recipe has beside motion and thickness."""
 
 
 def recipe_of(severity: str, thickness: float, extra: str, kind: str) -> Recipe:
     """One cell: motion of one kind (``none`` for none), slices in mm, and an extra."""
     base = Recipe() if severity == "none" else standard_recipe(kind, severity)
-    added = EXTRAS[extra]
-    return replace(
-        base, slice_factor=thickness / GRID, noise=added.noise, noise_kind=added.noise_kind,
-        smooth=added.smooth,
-    )
+    return replace(base, slice_factor=thickness / GRID, **EXTRAS[extra])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

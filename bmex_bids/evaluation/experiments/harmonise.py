@@ -38,7 +38,7 @@ from bmex_bids.training.degrade import Recipe
 
 __all__ = ["SCANNERS", "main", "matched", "on_common_scale"]
 
-SCALE = ", scale"  # after a method's name: then brought to the common scale
+SCALED = {"input, scale": False, "bmex, scale": True}  # on the common scale, as enhanced
 
 SCANNERS = {  # gamma of the intensities, and what the scanner does to them
     "A": (1.0, Recipe(noise=0.02)),
@@ -57,22 +57,23 @@ def matched(volume: Volume, mask: Mask, reference: Volume, inside: Mask) -> Volu
 
 
 def on_common_scale(
-    volume: Volume, given: Volume, mask: Mask, condition: str, models: Path | None
+    given: Volume, mask: Mask, condition: str, models: Path | None, *, enhanced: bool = False
 ) -> Volume:
-    """What a method made of an image, on the common scale of its stage, whose median is then 1.
+    """An image on the common scale of its stage, whose median is then 1, by the bundled model.
 
     Args:
-        volume: (x, y, z) of the method.
-        given: (x, y, z) before it, in which the bundled classifier finds the tissues.
+        given: (x, y, z) brain, in which the classifier finds the tissues.
         mask: (x, y, z) the brain.
         condition: contrast and stage.
         models: folder of models; None for the bundled ones.
+        enhanced: what the model makes of the image, instead of the image itself.
     """
     record = record_of(models, condition)
-    shares = three_tissues(tissues_of(models, given, condition)[0])
-    anchors, _ = map_to_reference(volume, mask, shares, record)
-    made = apply_anchors(volume, anchors) / np.float32(median_of(record))
-    return np.where(mask, made, 0).astype(np.float32)
+    shares, made, _ = tissues_of(models, given, condition)
+    volume = np.where(mask, made, np.float32(0)) if enhanced else given
+    anchors, _ = map_to_reference(volume, mask, three_tissues(shares), record)
+    scaled = apply_anchors(volume, anchors) / np.float32(median_of(record))
+    return np.where(mask, scaled, 0).astype(np.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     scanners = dict(list(SCANNERS.items())[: 2 if setup.quick else None])
     for number, brain in enumerate(setup.brains):
         base = scene(brain, Recipe(), 74_000 + number)
-        scaled = [name + SCALE for name in ("input", "bmex") if name in ("input", *setup.methods)]
-        for name in ("input", *setup.methods, *scaled):
+        names = ["input", *setup.methods, "input, scale"]
+        names += ["bmex, scale"] if "bmex" in setup.methods else []
+        for name in names:
             for _, add in fresh(
                 path, [{"image": brain.name, "contrast": brain.condition, "method": name}]
             ):
@@ -91,14 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for scanner, (gamma, recipe) in scanners.items():
                     image = np.maximum(base.clean, 0) ** np.float32(gamma)
                     shown = scene(repainted(brain, base, image), recipe, 74_500)
-                    method = method_of(setup, name.removesuffix(SCALE), recipe)
                     volume, mask = shown.given, shown.mask
-                    if method is not None:
-                        volume = method(volume, mask, brain.condition)
-                    if name.endswith(SCALE):
+                    if name in SCALED:
                         volume = on_common_scale(
-                            volume, shown.given, mask, brain.condition, setup.models
+                            volume, mask, brain.condition, setup.models, enhanced=SCALED[name]
                         )
+                    elif (method := method_of(setup, name, recipe)) is not None:
+                        volume = method(volume, mask, brain.condition)
                     made[scanner] = volume
                 first = next(iter(made))
                 alike = {s: matched(v, mask, made[first], mask) for s, v in made.items()}
