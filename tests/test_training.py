@@ -264,3 +264,14 @@ def test_a_voxel_of_lesions_counts_as_often_as_wanted():
     for weight in (1.0, 3.0):
         expected = (weight * found + missed) / (weight + 1)
         assert float(losses.tissue_loss(scores, tissue, weight)) == pytest.approx(expected)
+
+
+def test_dice_loss_of_the_tissues_by_hand() -> None:
+    scores = torch.zeros(1, 4, 4, 1, 1)  # every class has a quarter
+    tissue = torch.tensor([1, 1, 2, losses.IGNORE], dtype=torch.uint8).reshape(1, 4, 1, 1)
+    # overlap 2/4 of 3/4 + 2, and 1/4 of 3/4 + 1; the third class and the background are not there
+    expected = np.log(4) + 0.5 * (1 - (2 * 0.5 / 2.75 + 2 * 0.25 / 1.75) / 2)
+    found = losses.tissue_loss(scores, tissue, dice_weight=0.5)
+    assert float(found) == pytest.approx(expected)
+    empty = losses.tissue_loss(scores, torch.zeros_like(tissue), dice_weight=0.5)
+    assert float(empty) == pytest.approx(np.log(4))

@@ -14,7 +14,10 @@ from bmex_bids.duncan import SlicePair
 from bmex_bids.networks import TissueGuidedUNet
 from bmex_bids.weights import ModelRecord, WeightsError, new_network
 
-__all__ = ["at_scale_one", "averaged_state", "build", "freeze_unweighted", "groups", "take_over"]
+__all__ = [
+    "at_scale_one", "averaged_state", "build", "freeze_unweighted", "groups", "take_over",
+    "to_training",
+]  # fmt: skip
 
 FIRST = ("enhance.down.0.conv1.weight", "enhance.plane.down.0.conv1.weight")
 """The enhancer's first layer, of volumes and of slices."""
@@ -120,6 +123,15 @@ def freeze_unweighted(network: nn.Module, tissue_weight: float, enhance_weight: 
     for name, parameter in network.named_parameters():
         if not (enhance_weight if _of_enhancer(name) else tissue_weight):
             parameter.requires_grad_(False)
+
+
+def to_training(network: nn.Module) -> nn.Module:
+    """Set to training what is trained: a frozen batch norm keeps its statistics, too."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d) and not module.weight.requires_grad:
+            module.eval()
+    return network
 
 
 def _of_enhancer(name: str) -> bool:

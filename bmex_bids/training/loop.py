@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from bmex_bids.bids import atomic_path
 from bmex_bids.inference import Compute, lay_out, resolve
 from bmex_bids.networks import TissueGuidedUNet
-from bmex_bids.training.architectures import build, freeze_unweighted, groups, take_over
+from bmex_bids.training.architectures import (
+    build,
+    freeze_unweighted,
+    groups,
+    take_over,
+    to_training,
+)
 from bmex_bids.training.journal import opened
 from bmex_bids.training.objective import forward
 from bmex_bids.training.ranks import ALONE, Ranks, gathered, shared
@@ -149,7 +155,7 @@ def _run(
 ) -> None:
     """Step until the end, with reports, validation and checkpoints in between."""
     pool, out, held_out = places
-    network = shared(parts.network.train(), ranks)
+    network = shared(to_training(parts.network), ranks)
     started = time.monotonic() - progress.seconds
     records: list[Record] = []
     with ExitStack() as stack:

@@ -14,13 +14,16 @@ IGNORE = 255
 """Tissue label of voxels whose class is not known."""
 
 
-def tissue_loss(scores: Tensor, tissue: Tensor, lesion_weight: float = 1.0) -> Tensor:
-    """Mean cross-entropy of the voxels whose class is known.
+def tissue_loss(
+    scores: Tensor, tissue: Tensor, lesion_weight: float = 1.0, dice_weight: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy of the voxels whose class is known, and their soft Dice loss.
 
     Args:
         scores: (b, 4 or 5, x, y, z) before softmax.
         tissue: (b, x, y, z) class 0 to 4, or :data:`IGNORE`.
-        lesion_weight: how often a voxel of lesions, which are rare, counts.
+        lesion_weight: how often a voxel of lesions, which are rare, counts in the cross-entropy.
+        dice_weight: of the Dice loss, the mean over the classes but background that the batch has.
     """
     known = tissue != IGNORE
     if not bool(known.any()):
@@ -28,7 +31,19 @@ def tissue_loss(scores: Tensor, tissue: Tensor, lesion_weight: float = 1.0) -> T
     target = torch.where(known, tissue, 0).long()
     entropy = F.cross_entropy(scores, target, reduction="none")
     chosen = known * torch.where(target == LESION, lesion_weight, 1.0)
-    return (entropy * chosen).sum() / chosen.sum()
+    loss = (entropy * chosen).sum() / chosen.sum()
+    return loss + dice_weight * _dice_loss(scores, target, known) if dice_weight else loss
+
+
+def _dice_loss(scores: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """1 - soft Dice, mean over the classes from 1 that are there; 0 if there are none."""
+    found = []
+    for index, probability in enumerate(scores.softmax(1).unbind(1)):
+        true = (target == index) & known
+        if index and bool(true.any()):
+            overlap = (probability * true).sum()
+            found.append(1 - 2 * overlap / ((probability * known).sum() + true.sum()))
+    return torch.stack(found).mean() if found else scores.sum() * 0
 
 
 def enhancement_loss(

@@ -66,7 +66,9 @@ def pair_objective(
     inside = (batch["brain"] > 0).float()[:, None]
     tissue = batch["tissue"].to(torch.uint8)
     known = tissue < scores.shape[1]  # a network of four classes does not know lesions
-    classes = tissue_loss(scores, torch.where(known, tissue, IGNORE), settings.lesion_weight)
+    classes = tissue_loss(
+        scores, torch.where(known, tissue, IGNORE), settings.lesion_weight, settings.dice_weight
+    )
     error, gain = _image_error(enhanced, (given, target, inside), settings)
     loss = settings.tissue_weight * classes + settings.enhance_weight * error
     return loss, {"tissue": classes.detach(), "enhance": error.detach(), "gain": gain}

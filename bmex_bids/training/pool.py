@@ -118,6 +118,7 @@ def enhancement_sample(
     condition: str = "T1w-24",
     states: int = 8,
     moving: float = 0.75,
+    lesions: float = 0.3,
 ) -> dict[str, Tensor]:
     """One pair from a label map: the head with the stage's contrast, degraded, then masked.
 
@@ -129,8 +130,9 @@ def enhancement_sample(
         condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
         states: rigid positions told apart in the motion.
         moving: share of the drawn recipes with motion.
+        lesions: share of the heads with lesions.
     """
-    synthetic = _head(head, table, condition, generator)
+    synthetic = _head(head, table, condition, generator, lesions)
     given = synthetic.clean * synthetic.bias ** uniform(0, 0.3, generator)
     grid = torch.full((3,), GRID)
     brain, tissue = synthetic.brain, synthetic.tissue
@@ -153,13 +155,14 @@ def _head(
     table: label_maps.LabelTable,
     condition: str,
     generator: torch.Generator,
+    lesions: float,
 ) -> Head:
     """A head of the condition's contrast and size on the enhancement grid, of varied anatomy."""
     cut = _crop(head.labels, head.brain, 14)
     labels, brain = head.labels[cut], head.brain[cut]
     size = uniform(*_sizes(condition), generator)
     labels, brain = _grown(labels, brain, table, condition, size < 0.8, generator)
-    if chance(0.3, generator):
+    if chance(lesions, generator):
         labels, _ = anatomy.insert_lesions(
             labels, table, int(uniform(1, 20, generator)), generator
         )
@@ -345,6 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--real-labels", type=Path, help="folder with their *_dseg.nii.gz")
     parser.add_argument("--real-share", type=float, default=0.3)
     parser.add_argument("--moving", type=float, default=0.75, help="share of recipes with motion")
+    parser.add_argument("--lesions", type=float, default=0.3, help="share of heads with lesions")
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--held-out", action="store_true", help="use the held-out label maps")
@@ -373,7 +377,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             sample = enhancement_sample(
-                head, table, generator, condition=condition, moving=args.moving
+                head, table, generator, condition=condition, moving=args.moving,
+                lesions=args.lesions,
             )
         temporary = path.with_suffix(".tmp")
         save_file(sample, temporary)

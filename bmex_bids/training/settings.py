@@ -122,6 +122,9 @@ class Settings:
         1.0, "loss", "of a voxel of lesions in that cross-entropy over one of another class; they "
         "are so rare that with 1 they are hardly ever found"
     )
+    dice_weight: float = _setting(
+        0.0, "loss", "of the soft Dice loss of the tissue classes beside that cross-entropy"
+    )
     enhance_weight: float = _setting(
         1.0, "loss", "of the enhanced image's error in the brain; 0 trains the classifier alone, "
         "several times faster. The error is the sum of:"
