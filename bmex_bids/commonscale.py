@@ -42,7 +42,8 @@ def map_to_reference(
 
     The tissues' medians make the map, unless it takes the brain's histogram clearly farther from
     the stage's reference than one factor does. Then the labels are wrong, or the brain has another
-    contrast or other shares of tissue than the reference, and one factor is taken.
+    contrast than the reference, and one factor is taken. The reference's tissues count in the
+    proportion that comes nearest, since a brain may have more fluid, or less, with right labels.
 
     Args:
         restored: (x, y, z) intensities.
@@ -60,11 +61,14 @@ def map_to_reference(
     if not set(reference.get("TissueMeans", {})) & set(found):
         return plain, BY_MEDIAN
     anchors = intensity.anchors_to_reference(found, reference["TissueMeans"])
-    if "Density" not in reference:
+    if "TissueDensity" in reference:
+        parts = list(reference["TissueDensity"].values())
+    elif "Density" in reference:
+        parts = [reference["Density"]]
+    else:
         return anchors, BY_TISSUES
     by_tissues, by_median = (
-        intensity.distance_after(values, points, reference["Density"])
-        for points in (anchors, plain)
+        intensity.distance_after(values, points, parts) for points in (anchors, plain)
     )
     if by_tissues <= FARTHER * by_median:
         return anchors, BY_TISSUES
@@ -72,8 +76,7 @@ def map_to_reference(
         BY_MEDIAN,
         refusal="scaled by one factor: the medians of the tissues would take the histogram farther "
         f"from the age stage's reference (distance {by_tissues:.1f}, by one factor "
-        f"{by_median:.1f}): this brain has another contrast or other shares of tissue than the "
-        "reference, or wrong labels",
+        f"{by_median:.1f}): this brain has another contrast than the reference, or wrong labels",
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from scipy.optimize import nnls
 from scipy.stats import wasserstein_distance
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "distance_after",
     "histogram",
     "histogram_distance",
+    "nearest_mixture",
     "tissue_medians",
 ]
 
@@ -241,10 +243,30 @@ def histogram_distance(
     return float(wasserstein_distance(centres, centres, first, second))
 
 
+def nearest_mixture(
+    density: npt.NDArray[np.float64], parts: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Shares of the parts whose sum comes nearest to a histogram (least squares, cumulative).
+
+    Args:
+        density: (bins,) shares of a histogram.
+        parts: (parts, bins) histograms, each of sum 1.
+
+    Returns:
+        (parts,) shares of 0 and above, of sum 1.
+    """
+    steps = np.cumsum(parts, axis=1).T
+    certain = 1e3  # the weight of the sum of the shares being 1
+    system = np.vstack([steps, np.full(len(parts), certain)])
+    shares, _ = nnls(system, np.append(np.cumsum(density), certain))
+    found: npt.NDArray[np.float64] = shares / shares.sum()
+    return found
+
+
 def distance_after(
     values: Array,
     anchors: list[tuple[float, float]],
-    reference: npt.ArrayLike,
+    parts: npt.ArrayLike,
     *,
     most: int = 200_000,
 ) -> float:
@@ -253,7 +275,8 @@ def distance_after(
     Args:
         values: (voxels,) intensities in the brain.
         anchors: of the map to the common scale.
-        reference: (100,) shares per bin of :data:`EDGES`.
+        parts: (parts, 100) shares per bin of :data:`EDGES`: of the reference's tissues, which the
+            brain may have in any proportion, or of the reference as a whole, one part.
         most: voxels that are looked at, evenly spaced.
 
     Returns:
@@ -261,4 +284,5 @@ def distance_after(
     """
     some = values[:: max(values.size // most, 1)]
     mapped = apply_anchors(some[None], anchors)[0]
-    return histogram_distance(histogram(mapped, np.ones(some.shape, bool)), np.asarray(reference))
+    found, tissues = histogram(mapped, np.ones(some.shape, bool)), np.asarray(parts)
+    return histogram_distance(found, nearest_mixture(found, tissues) @ tissues)

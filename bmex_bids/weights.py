@@ -68,7 +68,8 @@ class ModelRecord:
         licence: of the weights.
         source: where they come from, with a DOI where there is one.
         training: what they were trained on, and what was kept out.
-        reference: ``{"TissueMeans": ..., "Edges": ..., "Density": ...}`` on the common scale.
+        reference: ``{"TissueMeans": ..., "Edges": ..., "Density": ..., "TissueDensity": ...}`` on
+            the common scale.
         scale: of the network's input. To enhance: the value that the brain's median gets. Brain
             mask: what the image is multiplied by, 1 for the network's own normalisation.
         directory: folder that models.json lay in.

@@ -80,11 +80,11 @@ def load(path: Path) -> np.ndarray:
 def test_labels_are_valid_and_differ() -> None:
     every = conditions.list_conditions(
         conditions.parse_motion(["all:all"]), [1.1, 11], [0.02, 0.2], [0.5],
-        ("severity", "resolution", "noise"),
+        ("severity", "resolution", "noise"), noise_kinds=tuple(NOISES),
     )
     labels = [c.label for c in every]
-    # (4 x 5 + 1) x 3 x 3 - 1, and the smoothing that is not in the grid
-    assert len(labels) == len(set(labels)) == 21 * 9 - 1 + 1
+    # (4 x 5 + 1) x 3 x (2 x 2 + 1) - 1, and the smoothing that is not in the grid
+    assert len(labels) == len(set(labels)) == 21 * 15 - 1 + 1
     assert all(label.isalnum() for label in labels)
     worst = Condition("rotation", "severe++", 2.4, 0.02)
     assert worst.label == "rotationSeverePlusPlusThick2p4Noise0p02"
@@ -171,19 +171,19 @@ def test_thick_slices_lie_along_the_world_axis(name: str) -> None:
 def test_noise_has_the_size_that_was_asked_for(kind: str) -> None:
     flat = np.ones((30, 30, 30), np.float32)
     made, _ = conditions.corrupt(
-        flat, AFFINE, Condition(thickness=12.0, noise=0.05), Setup(noise_kind=kind), "k"
+        flat, AFFINE, Condition(thickness=12.0, noise=0.05, noise_kind=kind), Setup(), "k"
     )
     assert made.std() == pytest.approx(0.05, rel=0.05)  # not averaged away by the slices
 
 
-def test_the_sidecar_names_the_kind_of_noise(tmp_path: Path) -> None:
+def test_both_kinds_of_noise_lie_beside_each_other(tmp_path: Path) -> None:
     clean, out = make_clean(tmp_path / "clean"), tmp_path / "out"
-    path = out / "sub-01" / "anat" / "sub-01_rec-noise0p05_T1w.json"
-    for kind, name in (("rician", "RicianNoise"), ("gaussian", "GaussianNoise")):
-        assert degrade_cli.main(
-            [str(clean), str(out), "--noise", "0.05", "--noise-kind", kind]) == 0
+    assert degrade_cli.main(
+        [str(clean), str(out), "--noise", "0.05", "--noise-kind", "rician", "gaussian"]) == 0
+    for label, name in (("noise0p05", "RicianNoise"), ("gaussian0p05", "GaussianNoise")):
+        path = out / "sub-01" / "anat" / f"sub-01_rec-{label}_T1w.json"
         parameters = json.loads(path.read_text("utf-8"))["SimulatedArtefacts"]
-        assert parameters[name] == 0.05  # made anew: other parameters
+        assert parameters[name] == 0.05
 
 
 def test_a_valid_dataset_with_everything(

@@ -130,5 +130,15 @@ def test_distance_after_a_map() -> None:
     values = np.full(1_000_000, 50, np.float32)
     reference = np.zeros(100)
     reference[30] = 1  # the bin of 300 to 310
-    assert intensity.distance_after(values, [(0, 0), (50, 305)], reference) == 0
-    assert intensity.distance_after(values, [(0, 0), (50, 205)], reference) == pytest.approx(100)
+    assert intensity.distance_after(values, [(0, 0), (50, 305)], [reference]) == 0
+    assert intensity.distance_after(values, [(0, 0), (50, 205)], [reference]) == pytest.approx(100)
+
+
+def test_tissues_count_in_the_proportion_that_comes_nearest() -> None:
+    tissues = np.zeros((3, 100))
+    tissues[[0, 1, 2], [10, 30, 60]] = 1
+    given = 0.1 * tissues[0] + 0.9 * tissues[2]
+    np.testing.assert_allclose(intensity.nearest_mixture(given, tissues), [0.1, 0, 0.9], atol=1e-6)
+    values = np.repeat(np.array([105, 305, 605], np.float32), [50, 20, 30])
+    assert intensity.distance_after(values, [(0, 0), (1, 1)], tissues) < 0.01
+    assert intensity.distance_after(values, [(0, 0), (1, 0.9)], tissues) > 10

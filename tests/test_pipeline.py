@@ -222,6 +222,26 @@ def test_a_gpu_without_memory_leaves_a_note(
     assert any("computed on the CPU" in flag for flag in result.flags)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_another_share_of_fluid_is_no_reason_against_the_tissues(known: bool) -> None:
+    """A third of the brain is fluid, of the reference a twentieth: only its tissues tell why."""
+    rng = np.random.default_rng(1)
+    tissue = np.repeat([0, 1, 2], 9000).reshape(30, 30, 30)
+    given = (np.choose(tissue, [60, 80, 100]) * rng.normal(1, 0.02, tissue.shape)).astype("f4")
+    mask = np.ones(tissue.shape, bool)
+    own = [intensity.histogram(rng.normal(m, 2, mask.shape), mask) for m in (60, 210, 300)]
+    reference = {
+        "TissueMeans": {"CSF": 60.0, "GM": 210.0, "WM": 300.0},
+        "Median": 210.0,
+        "Density": np.average(own, axis=0, weights=[0.05, 0.5, 0.45]),
+    }
+    if known:
+        reference["TissueDensity"] = dict(zip(("CSF", "GM", "WM"), own, strict=True))
+    shares = np.stack([tissue == k for k in range(3)]).astype(np.float32)
+    _, scaling = map_to_reference(given, mask, shares, replace(RECORD, reference=reference))
+    assert (scaling is BY_TISSUES) == known
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_tissues_scale_only_where_they_bring_the_histogram_nearer(right: bool) -> None:
     """Three tissues of 60, 210 and 300 on the reference; wrong labels call GM and WM alike."""

@@ -50,6 +50,7 @@ class Condition:
         severity: its severity.
         thickness: slice thickness in mm.
         noise: standard deviation of noise, as a share of the bright tissue's intensity.
+        noise_kind: one of :data:`bmex_bids.training.degrade.NOISES`.
         smooth: standard deviation of a Gaussian filter in mm.
     """
 
@@ -57,14 +58,16 @@ class Condition:
     severity: str = ""
     thickness: float = 0.0
     noise: float = 0.0
+    noise_kind: str = "rician"
     smooth: float = 0.0
 
     @property
     def label(self) -> str:
         """What BIDS allows as a label, e.g. ``rotationSevereThick2p4``."""
+        noise = "Noise" if self.noise_kind == "rician" else self.noise_kind.capitalize()
         parts = [self.kind + self.severity.capitalize().replace("+", "Plus")]
         for name, value in (
-            ("Thick", self.thickness), ("Noise", self.noise), ("Smooth", self.smooth)
+            ("Thick", self.thickness), (noise, self.noise), ("Smooth", self.smooth)
         ):
             parts += [f"{name}{value:g}".replace(".", "p")] if value else []
         text = "".join(parts)
@@ -83,14 +86,12 @@ class Setup:
         slice_axis: world axis of thick slices, ``x`` (left-right), ``y`` or ``z``.
         phase_axis: world axis of phase encoding.
         keep_grid: interpolate thick slices back to the grid of the image.
-        noise_kind: one of :data:`bmex_bids.training.degrade.NOISES`.
     """
 
     seed: int = 0
     slice_axis: str = "z"
     phase_axis: str = "y"
     keep_grid: bool = False
-    noise_kind: str = "rician"
 
 
 def parse_motion(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -131,6 +132,8 @@ def list_conditions(
     noise: Sequence[float],
     smooth: Sequence[float],
     grid: Sequence[str] = (),
+    *,
+    noise_kinds: Sequence[str] = ("rician",),
 ) -> list[Condition]:
     """Every value as a condition of its own; those of the grid's axes in all combinations.
 
@@ -147,7 +150,7 @@ def list_conditions(
     levels: dict[str, list[dict[str, object]]] = {
         "severity": [{"kind": kind, "severity": severity} for kind, severity in motion],
         "resolution": [{"thickness": value} for value in thickness],
-        "noise": [{"noise": value} for value in noise],
+        "noise": [{"noise": value, "noise_kind": k} for value in noise for k in noise_kinds],
         "smoothing": [{"smooth": value} for value in smooth],
     }
     if empty := [name for name in grid if not levels[name]]:
@@ -201,7 +204,7 @@ def corrupt(
         made, affine = _thickened(made, affine, condition.thickness, setup)
     if condition.noise:
         generator = _generator(setup.seed, key, "noise")
-        noisy = NOISES[setup.noise_kind]
+        noisy = NOISES[condition.noise_kind]
         made = noisy(torch.from_numpy(made), condition.noise, generator).numpy()
     return np.ascontiguousarray(made, np.float32), affine
 

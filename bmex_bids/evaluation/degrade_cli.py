@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         conditions = list_conditions(
-            parse_motion(args.motion), args.slice_thickness, args.noise, args.smooth, args.grid
+            parse_motion(args.motion), args.slice_thickness, args.noise, args.smooth, args.grid,
+            noise_kinds=args.noise_kind,
         )
         if args.clean:
             conditions = [CLEAN, *conditions]
@@ -127,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
         help="mean over slices so thick, on a grid with voxels so long")
     add("--noise", nargs="+", type=float, default=[], metavar="SHARE",
         help="noise; standard deviation as a share of the brain's 95th percentile")
-    add("--noise-kind", choices=tuple(NOISES), default="rician", help="(default: rician)")
+    add("--noise-kind", nargs="+", choices=tuple(NOISES), default=["rician"],
+        help="one or both (default: rician)")
     add("--smooth", nargs="+", type=float, default=[], metavar="MM",
         help="Gaussian filter; standard deviation in mm")
     add("--grid", type=_checked(parse_grid), default=(), metavar="A-by-B",
@@ -168,9 +170,7 @@ def _tasks(args: argparse.Namespace, conditions: tuple[Condition, ...]) -> list[
     images = [p for p in find_images(root, selection, ignore=(out,))
               if suffix_of(p) in args.suffix]
     read = sidecar_reader(root)
-    setup = Setup(
-        args.seed, args.slice_axis, args.phase_axis, args.keep_grid, args.noise_kind
-    )
+    setup = Setup(args.seed, args.slice_axis, args.phase_axis, args.keep_grid)
     return [
         Task(
             path,
@@ -265,7 +265,7 @@ def _make(
 def _parameters(task: Task, condition: Condition) -> dict[str, object]:
     """What was done, in the order in which it was done; equal parameters give equal images."""
     found: dict[str, object] = {"Condition": condition.label, "Version": __version__}
-    found |= {k: v for k, v in asdict(task.setup).items() if k != "noise_kind"}
+    found |= asdict(task.setup)
     if condition.smooth:
         found["SmoothingSigma"] = condition.smooth
     if condition.kind:
@@ -276,7 +276,7 @@ def _parameters(task: Task, condition: Condition) -> dict[str, object]:
     if condition.thickness:
         found["SliceThickness"] = condition.thickness
     if condition.noise:
-        found[f"{task.setup.noise_kind.capitalize()}Noise"] = condition.noise
+        found[f"{condition.noise_kind.capitalize()}Noise"] = condition.noise
     return {key[:1].upper() + _camel(key[1:]): value for key, value in found.items()}
 
 

@@ -144,12 +144,19 @@ def reference_of(record: ModelRecord, template: Path) -> dict[str, Any]:
         load_network(record), volume * np.float32(gain), resolve("cpu", "float32"),
         enhance=False,
     )
+    shares = three_tissues(probabilities) * inside
+    labels = np.where(inside, shares.argmax(0) + 1, 0)
     return {
         "Image": template.name,
-        "TissueMeans": intensity.tissue_medians(volume, three_tissues(probabilities) * inside),
+        "TissueMeans": intensity.tissue_medians(volume, shares),
         "Median": float(np.median(volume[inside])),
         "Edges": intensity.EDGES.tolist(),
         "Density": intensity.histogram(volume, inside).tolist(),
+        "TissueDensity": {
+            name: [round(float(v), 7) for v in intensity.histogram(volume, labels == tissue)]
+            for tissue, name in enumerate(("CSF", "GM", "WM"), 1)
+            if (labels == tissue).any()
+        },
     }
 
 

@@ -27,6 +27,7 @@ from bmex_bids.training.pool import GRID
 
 __all__ = ["main", "recipe_of"]
 
+LEVELS = (*SEVERITIES, "none")
 EXTRAS: dict[str, dict[str, Any]] = {
     "none": {},
     "noise": {"noise": 0.05},
@@ -46,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, and write table and figures."""
     parser = options("grid", __doc__)
     parser.add_argument("--severities", nargs="+", default=["minor", "moderate", "severe"],
-                        choices=["none", *SEVERITIES], metavar="SEVERITY", help="%(choices)s")
+                        choices=LEVELS, metavar="SEVERITY", help="%(choices)s")
     parser.add_argument("--thickness", nargs="+", type=float, default=[0.8, 1.6, 2.4])
     parser.add_argument("--extras", nargs="+", default=["none"], choices=EXTRAS)
+    parser.add_argument("--draws", type=int, default=1,
+                        help="of the corruption in each cell; four have every kind of motion")
     args = parser.parse_args(argv)
     setup = setup_of(args)
     severities = args.severities[-1:] if setup.quick else args.severities
@@ -56,13 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, brain in enumerate(setup.brains):
         keys = [
             {"image": brain.name, "contrast": brain.condition, "motion": s, "mm": str(t),
-             "extra": e}
+             "extra": e, "draw": str(d)}
+            for d in range(args.draws)
             for s in severities for t in args.thickness for e in args.extras
         ]  # fmt: skip
         for key, add in fresh(path, keys):
-            kind = KINDS[(number + severities.index(key["motion"])) % len(KINDS)]
+            draw = int(key["draw"])
+            kind = KINDS[(number + LEVELS.index(key["motion"]) + draw) % len(KINDS)]
             recipe = recipe_of(key["motion"], float(key["mm"]), key["extra"], kind)
-            shown = scene(brain, recipe, 70_000 + number)
+            shown = scene(brain, recipe, 70_000 + number + 1000 * draw)
             lines: list[dict[str, object]] = []
             for name in ("input", *setup.methods):
                 method = method_of(setup, name, recipe)
@@ -84,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _over_input(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The measures of each method minus those of the same corrupted image as it was given."""
-    key = ("image", "contrast", "motion", "mm", "extra")
+    key = ("image", "contrast", "motion", "mm", "extra", "draw")
     given = {tuple(r[k] for k in key): r for r in rows if r["method"] == "input"}
     return [
         row | {n: str(float(row[n]) - float(given[tuple(row[k] for k in key)][n])) for n in SIX}
