@@ -248,10 +248,13 @@ def _outputs(result: Result, out: Path) -> Iterator[_Output]:
             {"Description": f"Probability of {label}, 0 to 1, on the grid of the input."},
         )
     if result.lesions is not None:
+        text = "Probability of a white-matter lesion, 0 to 1, on the input's grid. LesionVolume: "
+        text += "mL where it is above 0.5."
+        found = float((result.lesions > 0.5).sum()) * float(np.prod(image.zooms)) / 1000
         yield _Output(
             path(space=job.suffix, label="L", suffix="probseg"),
             partial(result.whole, result.lesions),
-            {"Description": "Probability of a white-matter lesion, 0 to 1, on the input's grid."},
+            {"Description": text, "LesionVolume": round(found, 3)},
         )
     if result.uncertainty is not None:
         text = "Standard deviation of the enhanced image over an ensemble of flips. "

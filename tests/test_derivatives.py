@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -41,6 +42,16 @@ def test_names_and_order(tmp_path: Path, options: dict[str, bool], stems: list[s
 
 
 BASE_MARKER = "sub-01_desc-enhanced_T1w.json"
+
+
+def test_the_map_of_lesions_says_their_volume(tmp_path: Path) -> None:
+    result = make_result(tmp_path)
+    lesions = np.zeros(result.probabilities.shape[1:], np.float32)
+    lesions[2, 2, 2:5] = 0.5, 0.6, 0.9
+    write(replace(result, lesions=lesions), tmp_path / "out")
+    path = tmp_path / "out" / "sub-01" / "anat" / "sub-01_space-T1w_label-L_probseg.json"
+    voxel = float(np.prod(nib.load(result.job.path).header.get_zooms()))
+    assert json.loads(path.read_text("utf-8"))["LesionVolume"] == round(2 * voxel / 1000, 3)
 
 
 def test_images_keep_grid_codes_units_and_types(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from bmex_bids.commonscale import map_to_reference, median_of
+from bmex_bids.commonscale import BY_TISSUES, map_to_reference, median_of
 from bmex_bids.evaluation.baselines.filters import Mask, Volume
 from bmex_bids.evaluation.experiments.brains import repainted, scene
 from bmex_bids.evaluation.experiments.drawing import boxes
@@ -58,7 +58,7 @@ def matched(volume: Volume, mask: Mask, reference: Volume, inside: Mask) -> Volu
 
 def on_common_scale(
     given: Volume, mask: Mask, condition: str, models: Path | None, *, enhanced: bool = False
-) -> Volume:
+) -> tuple[Volume, bool]:
     """An image on the common scale of its stage, whose median is then 1, by the bundled model.
 
     Args:
@@ -67,13 +67,16 @@ def on_common_scale(
         condition: contrast and stage.
         models: folder of models; None for the bundled ones.
         enhanced: what the model makes of the image, instead of the image itself.
+
+    Returns:
+        (x, y, z), and whether its tissues made the map, not one factor.
     """
     record = record_of(models, condition)
     shares, made, _ = tissues_of(models, given, condition)
     volume = np.where(mask, made, np.float32(0)) if enhanced else given
-    anchors, _ = map_to_reference(volume, mask, three_tissues(shares), record)
+    anchors, scaling = map_to_reference(volume, mask, three_tissues(shares), record)
     scaled = apply_anchors(volume, anchors) / np.float32(median_of(record))
-    return np.where(mask, scaled, 0).astype(np.float32)
+    return np.where(mask, scaled, 0).astype(np.float32), scaling is BY_TISSUES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,12 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 path, [{"image": brain.name, "contrast": brain.condition, "method": name}]
             ):
                 made: dict[str, Volume] = {}
+                trusted: dict[str, bool] = {}
                 for scanner, (gamma, recipe) in scanners.items():
                     image = np.maximum(base.clean, 0) ** np.float32(gamma)
                     shown = scene(repainted(brain, base, image), recipe, 74_500)
                     volume, mask = shown.given, shown.mask
                     if name in SCALED:
-                        volume = on_common_scale(
+                        volume, trusted[scanner] = on_common_scale(
                             volume, mask, brain.condition, setup.models, enhanced=SCALED[name]
                         )
                     elif (method := method_of(setup, name, recipe)) is not None:
@@ -111,14 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                             "matching": matching, "pair": f"{one}-{other}",
                             "distance": float(wasserstein_distance(pair[0][::7], pair[1][::7])),
                             "difference": float(np.abs(pair[0] - pair[1]).mean()),
+                            "tissues": (trusted[one] + trusted[other]) / 2 if trusted else np.nan,
                         })  # fmt: skip
                 add(lines)
     rows = rows_kept(path)
     boxes(rows, "method", ("distance", "difference"), setup.out / "harmonise.png")
     text = table(
-        rows, ("method", "matching"), {"distance": 4, "difference": 4},
+        rows, ("method", "matching"), {"distance": 4, "difference": 4, "tissues": 2},
         "distance: between two scanners' histograms; difference: mean absolute difference of their "
-        "images, voxel by voxel. Input with matching is the control.",
+        "images, voxel by voxel; tissues: share of images whose common scale is by the tissues' "
+        "medians, not by one factor. Input with matching is the control.",
     )
     return finish(setup, "harmonise", text, rows)
 
