@@ -46,9 +46,11 @@ wait_for() {
 if [ "$steps" -gt 0 ]; then
     # shellcheck disable=SC2086
     make_samples enhance "$work/pool" "$samples" --conditions $conditions --real "${real[@]}" \
-        --real-labels "$labels" --real-share 0.5
+        --real-labels "$labels" --real-share 0.5 --lesions 0.5
+    printf '[loss]\nlesion_weight = 5.0\ndice_weight = 1.0\n' > "$work/pair.toml"
     wait_for "$work/pool" $((samples < 32 ? samples : 32))
     "$python" -m bmex_bids.training.train enhance "$work/pool" "$work/run" --start "$out/bmex-pair.safetensors" \
+        --config "$work/pair.toml" \
         --steps "$steps" --batch "${BATCH:-2}" --patch "${PATCH:-64}" --rate "${RATE:-1e-3}" --device "${DEVICE:-auto}"
     kill "${makers[@]}" 2>/dev/null || true
     wait

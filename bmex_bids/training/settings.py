@@ -37,7 +37,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "name": "UNet",
         "inputs": 1,
         "outputs": 1,
-        "widths": [24, 48, 72, 96],
+        "widths": [32, 64, 96, 128],
         "thin": 0,
         "norm": "batch",
     },
