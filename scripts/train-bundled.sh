@@ -57,6 +57,7 @@ if [ "$steps" -gt 0 ]; then
     "$python" -m bmex_bids.training.bundle "$work/run/checkpoint.pt" "$out" --templates "$data/templates" \
         --held-out Template-Month0-T2w 'Template-Month6-*' 'Template-Month12-*' MNI152 Colin27 lifespan_bids \
         --data "heads synthesised from label maps with the contrast of every stage, seed $seed, and degraded templates (fetal T2w, 9 and 24 months); started from the weights before, whose classifier knows that of 0 months T1w, too"
+    "$python" -m bmex_bids.evaluation.baselines.renew "$out"
 fi
 if [ "$mask_steps" -gt 0 ]; then
     makers=()

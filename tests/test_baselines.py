@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from bmex_bids import weights
 from bmex_bids.duncan import Corrector, SlicePair
 from bmex_bids.evaluation.baselines import train as training
 from bmex_bids.evaluation.baselines.methods import METHODS, Duncan
+from bmex_bids.evaluation.baselines.renew import renew
 from bmex_bids.evaluation.baselines.slices import Slices, read_slices, steps_of
 from bmex_bids.evaluation.baselines.train import Run, export, main, train
 from bmex_bids.inference import Compute, enhance_volume
 from bmex_bids.networks import TissueGuidedUNet
+from bmex_bids.training.export import enter
 
 TISSUE = {"widths": [4, 6], "thin": 0, "norm": "layer"}
 
@@ -187,3 +190,22 @@ def test_trained_exported_and_used_by_the_app(pool: Path, tmp_path: Path, method
     np.testing.assert_allclose(shares, same, atol=1e-5)  # the classifier
     with pytest.raises(ValueError, match="no bundled pair"):
         export(tmp_path / "run" / "best.pt", folder, models=[made], data="")
+    another = TissueGuidedUNet(TISSUE, TISSUE, conditions=16, classes=5).half().float()
+    save_file(another.half().state_dict(), folder / bundled.name)
+    sha256 = weights.hashlib.sha256((folder / bundled.name).read_bytes()).hexdigest()
+    reference = {"TissueMeans": {"GM": 300.0}}
+    new = enter(replace(record, directory=folder, sha256=sha256, reference=reference))
+    assert renew(folder) == [made.name]
+    renewed = weights.find_model(weights.list_models([folder]), suffix="T1w", stage="24",
+                                 model_set=method)
+    assert renewed.reference == reference and renewed.sha256 != made.sha256
+    given = weights.load_network(renewed)
+    found, after, _ = enhance_volume(given, volume, Compute("cpu", "float32"))
+    other = enhance_volume(weights.load_network(new), volume, Compute("cpu", "float32"))[0]
+    np.testing.assert_allclose(found, other, atol=1e-5)
+    np.testing.assert_allclose(after, image, atol=1e-5)  # the corrector is what it was
+    (folder / "models.json").write_text(
+        (folder / "models.json").read_text("utf-8").replace('"name": "bmex-', '"name": "other-'),
+        "utf-8")
+    with pytest.raises(ValueError, match="its classifier bmex-T1w-24 is not in"):
+        renew(folder)
