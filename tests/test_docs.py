@@ -113,3 +113,19 @@ def test_options_in_the_pages_exist_and_those_of_the_app_are_explained(
         said |= set(re.findall(r"--[a-z][\w-]+", text))
     aliases = {option for option in known["bmex"] if "_" in option} | {"--help", "--session-id"}
     assert known["bmex"] - aliases <= said
+
+
+def test_links_of_the_first_page_lead_to_pages_and_headings(site: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((docs/([\w-]+)\.md)(?:#([\w-]+))?\)", readme)
+    assert links
+    for path, page, anchor in links:
+        assert (ROOT / path).exists(), path
+        built = (site / f"{page}.html").read_text(encoding="utf-8")
+        assert not anchor or f'id="{anchor}"' in built, f"{path} has no #{anchor}"
+
+
+def test_every_picture_is_shown_somewhere() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in [*PAGES, ROOT / "README.md"])
+    for picture in (*ROOT.glob("docs/*.png"), *ROOT.glob("docs/*.jpg")):
+        assert f"({picture.name})" in text or f"docs/{picture.name}" in text, picture.name
