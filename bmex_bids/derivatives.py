@@ -26,6 +26,7 @@ from bmex_bids.bids import (
     write_json,
 )
 from bmex_bids.image import Image, save_image
+from bmex_bids.metrics import volume_ml
 
 __all__ = ["Result", "Run", "is_done", "marker_path", "read_run", "run_sidecars", "write"]
 
@@ -250,7 +251,7 @@ def _outputs(result: Result, out: Path) -> Iterator[_Output]:
     if result.lesions is not None:
         text = "Probability of a white-matter lesion, 0 to 1, on the input's grid. LesionVolume: "
         text += "mL where it is above 0.5."
-        found = float((result.lesions > 0.5).sum()) * float(np.prod(image.zooms)) / 1000
+        found = volume_ml((result.lesions > 0.5).astype(np.uint8), 1, float(np.prod(image.zooms)))
         yield _Output(
             path(space=job.suffix, label="L", suffix="probseg"),
             partial(result.whole, result.lesions),

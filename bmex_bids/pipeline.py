@@ -404,10 +404,9 @@ def _tissue_histograms(
 ) -> dict[str, list[float]]:
     """``BeforeGM``, ``AfterWM`` ...: histograms of the tissues there are, for the group level."""
     return {
-        f"{when}{name}": [round(float(v), 7) for v in intensity.histogram(volume, labels == tissue)]
+        f"{when}{name}": shares
         for when, volume in (("Before", before), ("After", enhanced))
-        for tissue, name in enumerate(("CSF", "GM", "WM"), 1)
-        if (labels == tissue).any()
+        for name, shares in intensity.tissue_histograms(volume, labels).items()
     }
 
 

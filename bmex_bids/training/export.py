@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from bmex_bids import __version__, intensity
 from bmex_bids.age import STAGES
@@ -29,7 +30,9 @@ from bmex_bids.training.settings import ARCHITECTURES
 from bmex_bids.training.stages import CONDITIONS
 from bmex_bids.weights import ModelRecord, list_models, load_network, write_models
 
-__all__ = ["AGES", "enter", "entries", "export", "main", "reference_of", "written"]
+__all__ = [
+    "AGES", "enter", "entries", "export", "main", "reference_of", "save_weights", "written",
+]  # fmt: skip
 
 AGES = {stage: (low, high) for stage, low, high in STAGES} | {"fetal": FETAL_AGES}
 """Months after birth of each stage."""
@@ -40,6 +43,19 @@ def export(
 ) -> ModelRecord:
     """:func:`written`, then entered into models.json."""
     return enter(written(checkpoint, record, folder, mixed=mixed))
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
+    """Write tensors in float16 (numbers that are whole as they are); the file's SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    halved = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in weights.items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(halved, temporary)
+        temporary.chmod(0o644)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def written(
@@ -70,15 +86,8 @@ def written(
         }
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         told = {"MixedWith": {"SHA256": checksum, "Share": share}}
-    weights = {
-        key: (value.half() if value.is_floating_point() else value).contiguous()
-        for key, value in found.items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.name}.safetensors"
-    with atomic_path(path) as temporary:
-        save_file(weights, temporary)
-        temporary.chmod(0o644)
+    sha256 = save_weights(path, found)
     rows = read_rows(checkpoint.with_name("log.csv"))
     training = {
         **record.training,
@@ -92,7 +101,7 @@ def written(
         record,
         architecture=state.get("architecture", record.architecture),
         file=path.name,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=sha256,
         training=training,
         directory=folder,
     )
@@ -152,11 +161,7 @@ def reference_of(record: ModelRecord, template: Path) -> dict[str, Any]:
         "Median": float(np.median(volume[inside])),
         "Edges": intensity.EDGES.tolist(),
         "Density": intensity.histogram(volume, inside).tolist(),
-        "TissueDensity": {
-            name: [round(float(v), 7) for v in intensity.histogram(volume, labels == tissue)]
-            for tissue, name in enumerate(("CSF", "GM", "WM"), 1)
-            if (labels == tissue).any()
-        },
+        "TissueDensity": intensity.tissue_histograms(volume, labels),
     }
 
 

@@ -9,18 +9,18 @@ labels and the same common scale. After the bundled models were trained further,
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from bmex_bids.bids import atomic_path
-from bmex_bids.training.export import enter
-from bmex_bids.weights import ModelRecord, list_models
+from bmex_bids.training.export import enter, save_weights
+from bmex_bids.weights import list_models
 
 __all__ = ["main", "renew"]
+
+TISSUE = "tissue."  # what the names of a classifier's tensors begin with
 
 
 def renew(folder: Path) -> list[str]:
@@ -37,25 +37,20 @@ def renew(folder: Path) -> list[str]:
     """
     models = {record.name: record for record in list_models([folder])}
     correctors = [r for r in models.values() if r.architecture["name"] == "SlicePair"]
+    renewed: dict[Path, str] = {}
     for record in correctors:
-        classifier = str(record.training.get("Classifier"))
-        if classifier not in models:
-            raise ValueError(f"{record.name}: its classifier {classifier} is not in {folder}")
-        sha256 = _with_tissue_of(record, models[classifier])
-        own = {**record.architecture, "tissue": models[classifier].architecture["tissue"]}
-        reference = models[classifier].reference
-        enter(replace(record, architecture=own, reference=reference, sha256=sha256))
+        name = str(record.training.get("Classifier"))
+        if name not in models:
+            raise ValueError(f"{record.name}: its classifier {name} is not in {folder}")
+        classifier = models[name]
+        if record.path not in renewed:  # entries of one method share their file
+            own = {k: v for k, v in load_file(record.path).items() if not k.startswith(TISSUE)}
+            new = {k: v for k, v in load_file(classifier.path).items() if k.startswith(TISSUE)}
+            renewed[record.path] = save_weights(record.path, own | new)
+        architecture = {**record.architecture, "tissue": classifier.architecture["tissue"]}
+        enter(replace(record, architecture=architecture, reference=classifier.reference,
+                      sha256=renewed[record.path]))
     return [record.name for record in correctors]
-
-
-def _with_tissue_of(record: ModelRecord, classifier: ModelRecord) -> str:
-    """Write the classifier's tensors into a corrector's file; its new checksum."""
-    state = {k: v for k, v in load_file(record.path).items() if not k.startswith("tissue.")}
-    state |= {k: v for k, v in load_file(classifier.path).items() if k.startswith("tissue.")}
-    with atomic_path(record.path) as temporary:
-        save_file({k: v.contiguous() for k, v in sorted(state.items())}, temporary)
-        temporary.chmod(0o644)
-    return hashlib.sha256(record.path.read_bytes()).hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

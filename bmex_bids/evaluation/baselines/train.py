@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import math
 import sys
 import time
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bmex_bids import __version__
@@ -29,7 +27,7 @@ from bmex_bids.bids import atomic_path
 from bmex_bids.evaluation.baselines.methods import METHODS, CycleGAN, Duncan, Pix2Pix
 from bmex_bids.evaluation.baselines.slices import Slices, read_slices, steps_of
 from bmex_bids.inference import Compute, resolve
-from bmex_bids.training.export import enter
+from bmex_bids.training.export import enter, save_weights
 from bmex_bids.training.samples import sample_paths
 from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
 
@@ -237,10 +235,7 @@ def export(best: Path, folder: Path, *, models: Sequence[ModelRecord], data: str
     weights |= {k: v for k, v in load_network(bundled[0]).state_dict().items()
                 if k.startswith("tissue.")}
     path = folder / f"bmex-{method}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        save_file({k: v.half().contiguous() for k, v in weights.items()}, temporary)
-        temporary.chmod(0o644)
+    sha256 = save_weights(path, weights)
     for record in bundled:
         old = record.architecture
         kept_out = {k: v for k, v in record.training.items() if k.startswith("HeldOut")}
@@ -250,7 +245,7 @@ def export(best: Path, folder: Path, *, models: Sequence[ModelRecord], data: str
         enter(replace(
             record, name=record.name.replace("bmex-", f"{method}-"), set=method,
             architecture=architecture, file=path.name, directory=folder, version=__version__,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=sha256,
             source="trained by bmex_bids.evaluation.baselines",
             training={"Data": data, **kept_out, "Settings": run, "Validation": state["row"],
                       "Classifier": record.name},
