@@ -180,6 +180,8 @@ class SlicePair(nn.Module):
         classes: tissue classes including background.
     """
 
+    mixture = True  # of its tissues, see bmex_bids.mixture
+
     def __init__(
         self,
         tissue: dict[str, object],

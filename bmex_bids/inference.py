@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bmex_bids.mixture import posterior
 from bmex_bids.networks import TISSUES
 from bmex_bids.tiles import NoTileError, ramps, tile_shape
 
@@ -114,6 +115,7 @@ def enhance_volume(
     overlap: int = OVERLAP,
     flips: bool = False,
     enhance: bool = True,
+    mixture: bool = True,
     progress: Progress | None = None,
     warn: Warn = _say,
 ) -> tuple[Volume, Volume, Volume | None]:
@@ -128,6 +130,8 @@ def enhance_volume(
         overlap: voxels that neighbouring tiles share; the middle half of them is blended.
         flips: average over the 8 mirror images of the volume.
         enhance: without, the tissues alone are computed, and the volume comes back as it is.
+        mixture: where the network is for it (``mixture``), its probabilities are the prior of
+            :func:`bmex_bids.mixture.posterior`; without, they come back as they are.
         progress: called with (steps done, steps in all).
         warn: told when the GPU's memory is too small, so that the CPU computes.
 
@@ -160,7 +164,10 @@ def enhance_volume(
         mean = mean + change / np.float32(count)
         squares += change[-1] * (out[-1] - mean[-1])
     deviation = np.sqrt(squares / np.float32(len(passes))) if flips else None
-    return mean[:-1], mean[-1], deviation
+    probabilities = mean[:-1]
+    if mixture and getattr(network, "mixture", False):
+        probabilities = posterior(probabilities, volume)
+    return probabilities, mean[-1], deviation
 
 
 def three_tissues(probabilities: Volume) -> Volume:

@@ -357,6 +357,8 @@ class TissueGuidedUNet(nn.Module):
         guided: show the enhancer the tissue probabilities; without them it is a U-Net by itself.
     """
 
+    mixture = True  # of its tissues, see bmex_bids.mixture; the enhancer sees what the network says
+
     def __init__(
         self,
         tissue: dict[str, object],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bmex_bids import metrics
 from bmex_bids.brainmask import head_gain
 from bmex_bids.inference import Compute, enhance_volume, mask_volume
+from bmex_bids.mixture import posterior
 from bmex_bids.training.losses import IGNORE
 from bmex_bids.training.objective import mask_objective, pair_objective
 from bmex_bids.training.samples import condition_of
@@ -58,7 +59,7 @@ def _pair(
     given = sample["input"].float().clamp(0, 4).numpy()
     if architecture_of(settings).get("conditions"):
         network.condition = condition_of(sample.get("condition"))  # type: ignore[assignment]
-    shares, enhanced, _ = enhance_volume(network, given, compute)
+    shares, enhanced, _ = enhance_volume(network, given, compute, mixture=False)
     batch = {key: value[None].float() for key, value in sample.items()}
     batch["input"] = torch.from_numpy(given)[None]
     scores = torch.from_numpy(np.log(np.maximum(shares, 1e-8)))[None]
@@ -74,6 +75,8 @@ def _pair(
         "psnr_gain": after - before if math.isfinite(before) else math.nan,
     }
     truth = sample["tissue"].numpy()
+    if getattr(network, "mixture", False):
+        shares = posterior(shares, given)
     labels, known = shares.argmax(0), (truth != IGNORE) & brain
     for tissue, name in enumerate(("csf", "gm", "wm", "lesion")[: len(shares) - 1], 1):
         there = ((truth == tissue) & known).any()

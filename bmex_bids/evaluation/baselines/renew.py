@@ -1,9 +1,11 @@
 """Give the other methods of a models folder the tissues and the references of its bundled models.
 
-    python -m bmex_bids.evaluation.baselines.renew MODELS_FOLDER
+    python -m bmex_bids.evaluation.baselines.renew MODELS_FOLDER [--templates FOLDER]
 
 Their files hold a copy of the bundled classifier, so that reports of every method have the same
 labels and the same common scale. After the bundled models were trained further, the copies are old.
+With ``--templates`` the references of the bundled models are measured anew before, as they must be
+when tissues are labelled in another way.
 """
 
 from __future__ import annotations
@@ -15,12 +17,31 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from bmex_bids.training.export import enter, save_weights
+from bmex_bids.training.export import enter, reference_of, save_weights
 from bmex_bids.weights import list_models
 
-__all__ = ["main", "renew"]
+__all__ = ["main", "measure_references", "renew"]
 
 TISSUE = "tissue."  # what the names of a classifier's tensors begin with
+
+
+def measure_references(folder: Path, templates: Path) -> list[str]:
+    """Measure the reference of every bundled model again on its own image.
+
+    Args:
+        folder: models folder.
+        templates: folder with the images that the references name.
+
+    Returns:
+        The names of the models that have one.
+    """
+    found = []
+    for record in list_models([folder]):
+        if record.set == "bundled" and record.reference:
+            image = templates / str(record.reference["Image"])
+            enter(replace(record, reference=reference_of(record, image)))
+            found.append(record.name)
+    return found
 
 
 def renew(folder: Path) -> list[str]:
@@ -60,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path)
-    print(*renew(parser.parse_args(argv).folder), sep="\n")
+    parser.add_argument("--templates", type=Path, help="images of the references")
+    args = parser.parse_args(argv)
+    if args.templates:
+        print(*measure_references(args.folder, args.templates), sep="\n")
+    print(*renew(args.folder), sep="\n")
     return 0
 
 
