@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,22 @@ from safetensors.torch import save_file
 from bmex_bids import metrics
 from bmex_bids.evaluation.baselines.filters import interpolated
 from bmex_bids.evaluation.baselines.nlup import consistent, non_local, upsampled
-from bmex_bids.evaluation.experiments import bmes, frame, grid, harmonise, lesions, safeguards
+from bmex_bids.evaluation.experiments import (
+    ablation,
+    bmes,
+    frame,
+    grid,
+    harmonise,
+    lesions,
+    safeguards,
+)
 from bmex_bids.evaluation.experiments.brains import Brain, Scene
 from bmex_bids.evaluation.experiments.registration import registered, warped
 from bmex_bids.evaluation.experiments.segmenting import labels_of
 from bmex_bids.spatial import axis_matrix
 from bmex_bids.training.degrade import Recipe, conformed, measured
+from bmex_bids.training.settings import ARCHITECTURES
+from bmex_bids.weights import new_network
 
 
 def ball() -> Scene:
@@ -163,6 +174,55 @@ def test_experiments_run_and_draw(name, tmp_path, monkeypatch):
     assert "| input |" in text and "sha256" in text and "ball" in text
 
 
+def sample_of(shown: Scene) -> dict[str, torch.Tensor]:
+    """As a pool has it."""
+    return {"input": torch.from_numpy(shown.given).half(),
+            "target": torch.from_numpy(shown.clean).half(),
+            "tissue": torch.from_numpy(shown.tissue),
+            "brain": torch.from_numpy(shown.mask.astype(np.uint8)),
+            "condition": torch.tensor(1, dtype=torch.uint8)}
+
+
+def test_the_ablation_has_the_parameters_that_it_says():
+    pair = dict(ARCHITECTURES["enhance"])
+    whole = ablation.parameters(new_network(pair, "test"))
+    for name, (guided, share) in ablation.VARIANTS.items():
+        made = new_network(ablation.architecture_of(pair, name), "test")
+        assert made.guided is guided
+        if share:
+            assert abs(ablation.parameters(made.enhance) / whole - share) < 0.03
+        else:
+            assert made.enhance.down[0].conv1.out_channels == pair["enhance"]["widths"][0]
+
+
+def test_the_ablation_trains_measures_and_goes_on(tmp_path, monkeypatch, capsys):
+    tiny = {"widths": [4, 6], "thin": 0}
+    pair = ARCHITECTURES["enhance"] | {"tissue": tiny | {"norm": "layer"}, "enhance": tiny}
+    torch.manual_seed(1)
+    file = tmp_path / "tiny.safetensors"
+    save_file(new_network(pair, "test").state_dict(), file)
+    record = replace(frame.record_of(None, "T1w-24"), architecture=pair, file=file.name,
+                     directory=tmp_path)
+    monkeypatch.setattr(ablation, "record_of", lambda *a: record)
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    real = sample_of(ball())
+    real["tissue"].fill_(255)
+    for number, sample in enumerate((sample_of(ball()), real)):
+        noisy = sample["input"] + 0.1 * torch.rand(32, 32, 32).half()
+        sample["input"] = noisy * sample["brain"]
+        save_file(sample, pool / f"{number:05}.safetensors")
+    argv = [str(pool), str(pool), str(tmp_path / "work"), "--quick"]
+    assert ablation.main(argv) == 0
+    rows = frame.rows_kept(tmp_path / "work" / "ablation.tsv")
+    assert [r["source"] for r in rows] == ["synthetic", "real"] * len(ablation.VARIANTS)
+    text = (tmp_path / "work" / "ablation.md").read_text("utf-8")
+    assert all(f"| {name} | real | 1 |" in text for name in ablation.VARIANTS)
+    assert (tmp_path / "work" / "ablation.png").stat().st_size > 1000
+    assert ablation.main(argv) == 0  # nothing is trained or measured again
+    assert frame.rows_kept(tmp_path / "work" / "ablation.tsv") == rows
+
+
 def test_bmes_learns_through_an_enhancer(tmp_path):
     class Scaled(torch.nn.Module):
         def __init__(self):
@@ -172,16 +232,14 @@ def test_bmes_learns_through_an_enhancer(tmp_path):
         def forward(self, x, condition):
             return x, x * self.factor
 
-    shown = ball()
-    sample = {"input": torch.from_numpy(shown.given).half(),
-              "target": torch.from_numpy(shown.clean).half(),
-              "tissue": torch.from_numpy(shown.tissue),
-              "brain": torch.from_numpy(shown.mask.astype(np.uint8)),
-              "condition": torch.tensor(1, dtype=torch.uint8)}
-    save_file(sample, tmp_path / "00000.safetensors")
-    settings = bmes.Settings(kind="enhance", steps=2, batch=1, patch=16, rate=1e-3)
+    save_file(sample_of(ball()), tmp_path / "00000.safetensors")
+    unlabelled = sample_of(ball())
+    unlabelled["tissue"].fill_(255)
+    save_file(unlabelled, tmp_path / "00001.safetensors")
+    settings = bmes.Settings(kind="enhance", steps=6, batch=1, patch=16, rate=1e-3)
     network = bmes.Segmenter(4, Scaled())
-    assert np.isfinite(bmes.train(network, tmp_path, settings))
+    losses = bmes.train(network, tmp_path, settings)
+    assert np.isfinite(losses).all() and 0 < len(losses) < 6  # not of the image without labels
     assert float(network.enhancer.factor.detach()) != 1  # the gradient reached it
     dice = bmes.dice_of(network, tmp_path, settings)
     assert json.dumps(dice) and all(0 <= value <= 1 for value in dice.values())

@@ -1,10 +1,10 @@
 """BME-S: a segmentation DU-Net behind the enhancement network, trained end to end, and without it.
 
-    python -m bmex_bids.evaluation.experiments.bmes POOL HELD_OUT --steps 2000
+    python -m bmex_bids.evaluation.experiments.bmes POOL HELD_OUT --steps 800 --out work/bmes.md
 
 Both learn from the same patches of the same pool (:mod:`bmex_bids.training.pool`) for the same
 number of steps; the enhancer starts from the bundled weights and learns along. Dice of the tissues
-on the corrupted samples of HELD_OUT, made with ``pool --held-out``.
+on the same hundred patches of the corrupted samples of HELD_OUT, made with ``pool --held-out``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bmex_bids import metrics
 from bmex_bids.evaluation.experiments.frame import record_of
+from bmex_bids.inference import resolve
 from bmex_bids.networks import TISSUES, DUNet
 from bmex_bids.training.losses import IGNORE
 from bmex_bids.training.samples import read_ahead
@@ -51,23 +52,42 @@ def _known(batch: dict[str, Tensor]) -> Tensor:
     return torch.where(tissue == 4, 3, tissue)
 
 
-def train(network: Segmenter, pool: Path, settings: Settings) -> float:
-    """Cross-entropy on patches of the pool, by Adam; the last step's loss."""
+def _scores(network: Segmenter, batch: dict[str, Tensor], settings: Settings) -> Tensor:
+    """Of a batch, in the precision of the settings."""
+    lower = resolve("cpu", settings.precision).precision == "bfloat16"
+    with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        scores: Tensor = network(batch["input"][:, None], batch["condition"])
+    return scores.float()
+
+
+def train(network: Segmenter, pool: Path, settings: Settings) -> list[float]:
+    """Cross-entropy on patches of the pool, by Adam; the loss of every step."""
     optimiser = torch.optim.Adam(
         [p for p in network.parameters() if p.requires_grad], settings.rate
     )
     generator = torch.Generator().manual_seed(settings.seed)
     network.train()
-    last = float("nan")
+    losses: list[float] = []
     with closing(read_ahead(pool, settings, generator, 0)) as reads:
         for read in reads:
-            scores = network(read.batch["input"][:, None], read.batch["condition"])
-            loss = F.cross_entropy(scores, _known(read.batch), ignore_index=IGNORE)
+            truth = _known(read.batch)
+            if not bool((truth != IGNORE).any()):
+                continue  # an image without labels
+            loss = F.cross_entropy(
+                _scores(network, read.batch, settings), truth, ignore_index=IGNORE
+            )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-            last = float(loss.detach())
-    return last
+            losses.append(float(loss.detach()))
+            if len(losses) % settings.every == 0:
+                print(f"step {len(losses)}: {_late(losses):.3f}", flush=True)
+    return losses
+
+
+def _late(losses: Sequence[float]) -> float:
+    """Mean of the last hundred."""
+    return sum(losses[-100:]) / len(losses[-100:])
 
 
 @torch.inference_mode()
@@ -78,7 +98,7 @@ def dice_of(network: Segmenter, pool: Path, settings: Settings) -> dict[str, flo
     generator = torch.Generator().manual_seed(settings.seed + 1)
     with closing(read_ahead(pool, settings, generator, 0)) as reads:
         for read in reads:
-            scores = network(read.batch["input"][:, None], read.batch["condition"])
+            scores = _scores(network, read.batch, settings)
             truth, labels = _known(read.batch), scores.argmax(1)
             known = truth != IGNORE
             for value, name in enumerate(TISSUES[1:], 1):
@@ -98,28 +118,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("pool", type=Path)
     add("held_out", type=Path)
-    add("--steps", type=int, default=2000)
-    add("--patch", type=int, default=64)
-    add("--width", type=int, default=16)
+    add("--steps", type=int, default=800)
+    add("--batch", type=int, default=1)
+    add("--patch", type=int, default=48)
+    add("--width", type=int, default=8, help="of the DU-Net; 64 is the published one")
     add("--rate", type=float, default=1e-3)
+    add("--out", type=Path, help="file for the table")
     add("--models-dir", type=Path)
     add("--quick", action="store_true", help="two steps on small patches")
     args = parser.parse_args(argv)
     steps, patch, width = (2, 32, 4) if args.quick else (args.steps, args.patch, args.width)
-    settings = Settings(kind="enhance", steps=steps, batch=2, patch=patch, rate=args.rate)
-    test = Settings(kind="enhance", steps=2 if args.quick else 100, batch=2, patch=patch)
-    print("| network | " + " | ".join(f"Dice {name}" for name in TISSUES[1:]) + " |")
-    print("|---|---|---|---|")
+    common = {"kind": "enhance", "batch": args.batch, "patch": patch, "fresh_noise": 0.0}
+    settings = Settings(**common, steps=steps, rate=args.rate)
+    test = Settings(**common, steps=2 if args.quick else 100)
+    lines = ["| network | loss | " + " | ".join(f"Dice {name}" for name in TISSUES[1:]) + " |",
+             "|---|---|" + "---|" * len(TISSUES[1:])]
     for name in ("DU-Net alone", "BME-S"):
         torch.manual_seed(1)
         enhancer = load_network(record_of(args.models_dir, "T1w-24")) if name == "BME-S" else None
         if enhancer is not None:
             enhancer.requires_grad_(True)
         network = Segmenter(width, enhancer)
-        train(network, args.pool, settings)
+        loss = _late(train(network, args.pool, settings))
         dice = dice_of(network, args.held_out, test)
         cells = [f"{dice[t]:.3f}" if t in dice else "" for t in TISSUES[1:]]
-        print("| " + " | ".join([name, *cells]) + " |", flush=True)
+        lines.append("| " + " | ".join([name, f"{loss:.3f}", *cells]) + " |")
+    print("\n".join(lines))
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
 

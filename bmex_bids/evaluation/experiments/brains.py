@@ -21,10 +21,10 @@ from bmex_bids.training.degrade import Recipe
 from bmex_bids.training.labels import load_label_map, load_table, split
 
 __all__ = ["Brain", "Scene", "adult", "held_out", "real_brain", "repainted",
-           "scene", "synthetic_brains"]
+           "scene", "scene_of", "synthetic_brains"]
 
 Sample = dict[str, Tensor]
-TEMPLATES = ("Month0-T1w", "Month0-T2w", "Month6-T1w", "Month6-T2w", "Month12-T1w", "Month12-T2w")
+TEMPLATES = ("Month0-T2w", "Month6-T1w", "Month6-T2w", "Month12-T1w", "Month12-T2w")
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,19 @@ class Scene:
 
 def scene(brain: Brain, recipe: Recipe, seed: int) -> Scene:
     """A brain corrupted by a recipe; the same seed gives the same anatomy."""
-    sample = brain.make(recipe, seed)
+    return scene_of(brain.make(recipe, seed), brain.condition, brain.crop)
+
+
+def scene_of(sample: Sample, condition: str, crop: int) -> Scene:
+    """The central cube of a sample of a pool, ``crop`` voxels a side; 0 for all of it."""
     mask = sample["brain"].numpy() > 0
     box = tuple(slice(0, n) for n in mask.shape)
-    if brain.crop:
+    if crop:
         bounds = crop_to_mask(mask)
-        starts = [max((low + high - brain.crop) // 2, 0) for low, high in bounds]
-        box = tuple(slice(start, start + brain.crop) for start in starts)
+        starts = [max((low + high - crop) // 2, 0) for low, high in bounds]
+        box = tuple(slice(start, start + crop) for start in starts)
     given, clean = (sample[key].float().numpy()[box] for key in ("input", "target"))
-    return Scene(given, clean, sample["tissue"].numpy()[box], mask[box], brain.condition)
+    return Scene(given, clean, sample["tissue"].numpy()[box], mask[box], condition)
 
 
 def synthetic_brains(label_maps: Path, condition: str, count: int) -> Iterator[Brain]:
