@@ -174,6 +174,19 @@ def test_experiments_run_and_draw(name, tmp_path, monkeypatch):
     assert "| input |" in text and "sha256" in text and "ball" in text
 
 
+def test_labels_of_the_mixture_are_better_than_the_networks(tmp_path, monkeypatch):
+    from bmex_bids.evaluation.experiments import labels
+
+    text = tiny_experiment(labels, tmp_path, monkeypatch)
+    assert "sha256" in text and "ball" in text and "| clean | known | 1 | 1.000 | 1.000 |" in text
+    (folder,) = tmp_path.iterdir()
+    rows = {(r["case"], r["labels"]): r for r in frame.rows_kept(folder / "labels.tsv")}
+    for tissue in ("CSF", "GM", "WM"):
+        plain, mixed = (float(rows["3% noise", n][f"Dice {tissue}"])
+                        for n in ("network", "mixture"))
+        assert plain < 0.95 < mixed
+
+
 def sample_of(shown: Scene) -> dict[str, torch.Tensor]:
     """As a pool has it."""
     return {"input": torch.from_numpy(shown.given).half(),

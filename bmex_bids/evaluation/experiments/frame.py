@@ -151,12 +151,14 @@ def _network(models: Path | None, condition: str, name: str) -> tuple[nn.Module,
 
 def tissues_of(
     models: Path | None, volume: Volume, condition: str, *, name: str = "bundled",
-    flips: bool = False,
+    flips: bool = False, mixture: bool = True,
 ) -> tuple[Volume, Volume, Volume | None]:
     """Probabilities, enhanced image and, with flips, uncertainty, at a brain median of 1."""
     network, record = _network(models, condition, name)
     scale = np.float32(record.scale)
-    shares, made, spread = enhance_volume(network, volume * scale, CPU, flips=flips)
+    shares, made, spread = enhance_volume(
+        network, volume * scale, CPU, flips=flips, mixture=mixture
+    )
     return shares, made / scale, None if spread is None else spread / scale
 
 
