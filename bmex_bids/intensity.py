@@ -168,8 +168,8 @@ def anchors_to_reference(
 
     Zero stays zero; each tissue's intensity goes to the reference's; above the brightest tissue the
     map goes on with the last slope. The line through grey and white matter reaches half-way to
-    their neighbours, so that nearly all voxels of both are mapped by one line: the contrast between
-    them, relative to their spread (TCT), is then the image's and not the map's. The map rises
+    their neighbours, and four fifths of the way to zero where they are the darkest, so that nearly
+    all voxels of both are mapped by one line: the contrast between them, relative to their spread (TCT), is then the image's and not the map's. The map rises
     everywhere, so that it can be inverted: tissues closer than 5% of the brightest, or in another
     order than in the reference, are merged.
 
@@ -201,13 +201,14 @@ def anchors_to_reference(
 
 
 def _straight_around(points: list[tuple[float, float]], low: int) -> list[tuple[float, float]]:
-    """Let the line from point ``low`` to the next reach half-way to the points around them."""
+    """Let the line from point ``low`` to the next reach towards the points around them."""
     (x0, y0), (x1, y1) = points[low], points[low + 1]
     made = list(points)
     for near, far, place in ((low + 1, low + 2, low + 2), (low, low - 1, low)):
         if far >= len(points):
             continue
-        middle = (points[near][0] + points[far][0]) / 2
+        reach = 0.5 if far else 0.8  # no tissue lies at zero
+        middle = (1 - reach) * points[near][0] + reach * points[far][0]
         ends = sorted((points[near][1], points[far][1]))
         room = 0.1 * (ends[1] - ends[0])  # so that the map still rises
         height = y0 + (y1 - y0) * (middle - x0) / (x1 - x0)
