@@ -129,7 +129,7 @@ def _slim(run: Run) -> Run:
     """Return the run with compact histograms, so that many fit into memory."""
     content = dict(run.content)
     content["Histograms"] = _histograms(content.get("Histograms"))
-    for unused in ("IntensityScale", "Outputs", "Seconds", "Notes", "BiasField"):
+    for unused in ("IntensityScale", "Outputs", "Seconds", "Notes", "BiasField", "TissueMethod"):
         content.pop(unused, None)
     return replace(run, content=content)
 

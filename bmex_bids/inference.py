@@ -25,7 +25,10 @@ from bmex_bids.mixture import posterior
 from bmex_bids.networks import TISSUES
 from bmex_bids.tiles import NoTileError, ramps, tile_shape
 
-__all__ = ["Compute", "enhance_volume", "lay_out", "mask_volume", "resolve", "three_tissues"]
+__all__ = [
+    "Compute", "enhance_volume", "lay_out", "mask_volume", "resolve", "three_tissues",
+    "tissue_method",
+]  # fmt: skip
 
 OVERLAP = 32  # voxels that neighbouring tiles share
 BFLOAT16_SHARE = 0.75  # of the float32 peak, measured: some tensors stay float32
@@ -165,9 +168,20 @@ def enhance_volume(
         squares += change[-1] * (out[-1] - mean[-1])
     deviation = np.sqrt(squares / np.float32(len(passes))) if flips else None
     probabilities = mean[:-1]
-    if mixture and getattr(network, "mixture", False):
+    if mixture and _is_mixed(network):
         probabilities = posterior(probabilities, volume)
     return probabilities, mean[-1], deviation
+
+
+def _is_mixed(network: nn.Module) -> bool:
+    return bool(getattr(network, "mixture", False))
+
+
+def tissue_method(network: nn.Module) -> str:
+    """In words, where the tissues of :func:`enhance_volume` come from."""
+    if _is_mixed(network):
+        return "network, then a mixture of Gaussians with local means of the image's intensities"
+    return "network"
 
 
 def three_tissues(probabilities: Volume) -> Volume:

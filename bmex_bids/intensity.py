@@ -169,9 +169,10 @@ def anchors_to_reference(
     Zero stays zero; each tissue's intensity goes to the reference's; above the brightest tissue the
     map goes on with the last slope. The line through grey and white matter reaches half-way to
     their neighbours, and four fifths of the way to zero where they are the darkest, so that nearly
-    all voxels of both are mapped by one line: the contrast between them, relative to their spread (TCT), is then the image's and not the map's. The map rises
-    everywhere, so that it can be inverted: tissues closer than 5% of the brightest, or in another
-    order than in the reference, are merged.
+    all voxels of both are mapped by one line: the contrast between them, relative to their spread
+    (TCT), is then the image's and not the map's. The map rises everywhere, so that it can be
+    inverted: tissues closer than 5% of the brightest, or in another order than in the reference,
+    are merged.
 
     Args:
         found: tissue intensities of the image.

@@ -3,7 +3,7 @@
 A network knows where tissues lie, to within a voxel or two; which side of a border a voxel belongs
 to is in its intensity beside that of the tissues around it. So the network's probabilities are the
 prior of a mixture of Gaussians whose means vary over the brain, as in adaptive and atlas-based
-segmentation (Pham and Prince, doi:10.1109/42.796284; Ashburner and Friston,
+segmentation (Pham and Prince, doi:10.1109/42.802752; Ashburner and Friston,
 doi:10.1016/j.neuroimage.2005.02.018), with neighbours that are likely to be alike (Zhang et al.,
 doi:10.1109/42.906424).
 """

@@ -24,7 +24,7 @@ from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.commonscale import map_to_reference, median_of
 from bmex_bids.derivatives import Result
 from bmex_bids.image import Image, ImageError, load_image
-from bmex_bids.inference import Compute, enhance_volume
+from bmex_bids.inference import Compute, enhance_volume, tissue_method
 from bmex_bids.spatial import Grid, box_around, conform, model_grid, onto_grid, restore
 from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, kept_network
 
@@ -516,6 +516,7 @@ def _provenance(
         "Threads": torch.get_num_threads(),
         "Seed": settings.seed,
         "BiasField": field,
+        "TissueMethod": tissue_method(kept_network(record)),
         "IntensityScale": {
             **scale,
             "Preproc": "the input's intensity scale with its own bias field; voxels outside the "

@@ -71,7 +71,9 @@ def subject_report(out: Path, subject: str) -> Path:
 def methods_text(runs: Iterable[Run]) -> str:
     """Return the paragraph and the references to paste into a paper, for these runs."""
     groups: dict[tuple[str, ...], int] = {}
+    mixed = False
     for run in runs:
+        mixed |= "mixture" in str(run.content.get("TissueMethod"))
         model = _mapping(run.content.get("Model"))
         key = (
             run.suffix,
@@ -86,7 +88,7 @@ def methods_text(runs: Iterable[Run]) -> str:
     return (
         templates(escape=False)
         .get_template("methods.txt.j2")
-        .render(version=__version__, groups=sorted(groups.items()))
+        .render(version=__version__, groups=sorted(groups.items()), mixed=mixed)
     )
 
 

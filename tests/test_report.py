@@ -213,6 +213,11 @@ def test_methods_text_names_what_was_done(tmp_path: Path) -> None:
     text = report.methods_text([run for run in runs if run])
     assert "2 T1w images enhanced with model bmex-24-T1w" in text
     assert "not the weights published" in text and "&" not in text
+    assert "mixture of Gaussians" not in text and "Zhang" not in text
+    mixed = [replace(run, content=run.content | {"TissueMethod": "network, then a mixture"})
+             for run in runs if run]
+    text = report.methods_text(mixed)
+    assert "mixture of Gaussians" in text and "Zhang" in text and "\n\n\n" not in text
 
 
 def test_oblique_image_is_drawn(tmp_path: Path) -> None:
