@@ -37,6 +37,7 @@ class Brain:
         condition: contrast and stage, such as ``T1w-24``.
         make: recipe and seed -> sample, see :mod:`bmex_bids.training.pool`.
         crop: side of the central cube that is looked at, in voxels; 0 for all.
+        labelled: whether its tissue is known.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Brain:
     condition: str
     make: Callable[[Recipe, int], Sample]
     crop: int = 0
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def _on_grid(  # type: ignore[no-untyped-def]
     if labels is not None:
         shares = [conform((labels == c).astype(np.float32), grid, order=1) for c in range(4)]
         tissue = torch.from_numpy(np.argmax(shares, axis=0).astype(np.uint8))
-    return Brain(name, "real", condition, _degrading(torch.from_numpy(clean), tissue, condition))
+    make = _degrading(torch.from_numpy(clean), tissue, condition)
+    return Brain(name, "real", condition, make, labelled=tissue is not None)
 
 
 def _degrading(

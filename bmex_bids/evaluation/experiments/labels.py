@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = options("labels", __doc__).parse_args(argv)
     setup = setup_of(args)
     path = setup.out / "labels.tsv"
-    for number, brain in enumerate(setup.brains):
+    for number, brain in enumerate(brain for brain in setup.brains if brain.labelled):
         keys = [
             {"image": brain.name, "contrast": brain.condition, "case": case}
             for case in (list(RECIPES)[:2] if setup.quick else RECIPES)
@@ -55,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown = scene(brain, RECIPES[key["case"]], 74_000 + number)
             truth = np.where(shown.tissue == 4, 3, shown.tissue)  # lesions lie in white matter
             truth[(truth > 3) | ~shown.mask] = 0
-            if not truth.any():
-                continue  # a template, whose tissue is not known
             plain, made, _ = tissues_of(
                 setup.models, shown.given, brain.condition, mixture=False
             )

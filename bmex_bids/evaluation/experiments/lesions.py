@@ -81,15 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = options("lesions", __doc__).parse_args(argv)
     setup = setup_of(args)
     path = setup.out / "lesions.tsv"
-    for number, brain in enumerate(setup.brains):
+    for number, brain in enumerate(brain for brain in setup.brains if brain.labelled):
         keys = [
             {"image": brain.name, "contrast": brain.condition, "case": case}
             for case in (list(RECIPES)[:2] if setup.quick else RECIPES)
         ]
         for key, add in fresh(path, keys):
             base = scene(brain, Recipe(), 72_000 + number)
-            if not (base.tissue == 3).any():
-                continue
             image, lesions = inserted(base, number)
             recipe = RECIPES[key["case"]]
             shown = scene(repainted(brain, base, image), recipe, 72_500)
