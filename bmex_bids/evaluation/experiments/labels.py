@@ -66,19 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             lines: list[dict[str, object]] = []
             for name, labels in by_name.items():
-                before, after = tct(shown.given, labels), tct(made, labels)
                 dice = {
                     f"Dice {tissue}": metrics.dice(labels == value, truth == value)
                     for value, tissue in enumerate(TISSUES[1:], 1)
                 }
-                lines.append({"labels": name, **dice, "TCT before": before, "TCT after": after,
-                              "gain in %": 100 * (after / before - 1)})
+                lines.append({
+                    "labels": name, **dice, "TCT before": tct(shown.given, labels),
+                    "TCT after": tct(made, labels),
+                })  # fmt: skip
             add(lines)
     rows = rows_kept(path)
     overlaps = [f"Dice {tissue}" for tissue in TISSUES[1:]]
     found = [row for row in rows if row["labels"] != "known"]
     boxes(found, "labels", overlaps, setup.out / "labels.png")
-    digits = dict.fromkeys(overlaps, 3) | {"TCT before": 2, "TCT after": 2, "gain in %": 0}
+    digits = dict.fromkeys(overlaps, 3) | {"TCT before": 2, "TCT after": 2}
     return finish(setup, "labels", table(rows, ("case", "labels"), digits), rows)
 
 
