@@ -230,7 +230,7 @@ def test_the_ablation_trains_measures_and_goes_on(tmp_path, monkeypatch, capsys)
     rows = frame.rows_kept(tmp_path / "work" / "ablation.tsv")
     assert [r["source"] for r in rows] == ["synthetic", "real"] * len(ablation.VARIANTS)
     text = (tmp_path / "work" / "ablation.md").read_text("utf-8")
-    assert all(f"| {name} | real | 1 |" in text for name in ablation.VARIANTS)
+    assert all(f"| real, degraded | {name} | 1 |" in text for name in ablation.VARIANTS)
     assert (tmp_path / "work" / "ablation.png").stat().st_size > 1000
     assert ablation.main(argv) == 0  # nothing is trained or measured again
     assert frame.rows_kept(tmp_path / "work" / "ablation.tsv") == rows
