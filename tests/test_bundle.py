@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bmex_bids.evaluation.baselines import renew
 from bmex_bids.training import bundle, export, settings
 from bmex_bids.training.architectures import build
 from bmex_bids.training.stages import CONDITIONS
@@ -77,6 +78,9 @@ def test_all_models_share_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     other = find_model(records, suffix="T2w", stage="0", model_set="bundled")
     assert first.training["HeldOutImages"] == ["Template-Month0"]
     assert first.reference is not None and first.reference["Image"] == "Template-Month0-T1w.nii.gz"
+    export.enter(replace(first, reference=first.reference | {"Median": 1.0}))
+    assert renew.main([str(models), "--templates", str(templates)]) == 0
+    assert list_models([models]) == records  # the references are what they were
     key = "tissue.down.0.conv1.weight"
     whole = load_network(first).state_dict()[key].clone()
     other_weights = {k.removeprefix("module."): torch.zeros_like(v) for k, v in state.items()}
