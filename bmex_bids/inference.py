@@ -26,7 +26,7 @@ from bmex_bids.networks import TISSUES
 from bmex_bids.tiles import NoTileError, ramps, tile_shape
 
 __all__ = [
-    "Compute", "enhance_volume", "lay_out", "mask_volume", "resolve", "three_tissues",
+    "Compute", "enhance_volume", "lay_out", "mask_volume", "mixed", "resolve", "three_tissues",
     "tissue_method",
 ]  # fmt: skip
 
@@ -134,7 +134,8 @@ def enhance_volume(
         flips: average over the 8 mirror images of the volume.
         enhance: without, the tissues alone are computed, and the volume comes back as it is.
         mixture: where the network is for it (``mixture``), its probabilities are the prior of
-            :func:`bmex_bids.mixture.posterior`; without, they come back as they are.
+            :func:`bmex_bids.mixture.posterior`, see :func:`mixed`; without, they come back as they
+            are.
         progress: called with (steps done, steps in all).
         warn: told when the GPU's memory is too small, so that the CPU computes.
 
@@ -168,9 +169,20 @@ def enhance_volume(
         squares += change[-1] * (out[-1] - mean[-1])
     deviation = np.sqrt(squares / np.float32(len(passes))) if flips else None
     probabilities = mean[:-1]
-    if mixture and _is_mixed(network):
-        probabilities = posterior(probabilities, volume)
+    if mixture:
+        probabilities = mixed(network, probabilities, volume)
     return probabilities, mean[-1], deviation
+
+
+def mixed(network: nn.Module, probabilities: Volume, volume: Volume) -> Volume:
+    """The network's tissue probabilities behind the mixture, where it is for it (``mixture``).
+
+    Args:
+        network: that gave the probabilities; published ones are not for it.
+        probabilities: (4 or 5, x, y, z).
+        volume: (x, y, z) what the network was given.
+    """
+    return posterior(probabilities, volume) if _is_mixed(network) else probabilities
 
 
 def _is_mixed(network: nn.Module) -> bool:

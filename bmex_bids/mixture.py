@@ -1,7 +1,7 @@
 """Tissue intensities of the image at hand, which sharpen what a classifier says of its tissues.
 
-A network knows where tissues lie, to within a voxel or two; which side of a border a voxel belongs
-to is in its intensity beside that of the tissues around it. So the network's probabilities are the
+A network says roughly where tissues lie; which side of a border a voxel belongs to is in its
+intensity beside that of the tissues around it. So the network's probabilities are the
 prior of a mixture of Gaussians whose means vary over the brain, as in adaptive and atlas-based
 segmentation (Pham and Prince, doi:10.1109/42.802752; Ashburner and Friston,
 doi:10.1016/j.neuroimage.2005.02.018), with neighbours that are likely to be alike (Zhang et al.,

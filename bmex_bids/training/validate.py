@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from bmex_bids import metrics
 from bmex_bids.brainmask import head_gain
-from bmex_bids.inference import Compute, enhance_volume, mask_volume
-from bmex_bids.mixture import posterior
+from bmex_bids.inference import Compute, enhance_volume, mask_volume, mixed
 from bmex_bids.training.losses import IGNORE
 from bmex_bids.training.objective import mask_objective, pair_objective
 from bmex_bids.training.samples import condition_of
@@ -37,8 +36,8 @@ def validate(
     Returns:
         ``loss``; of a pair ``psnr_input``, ``psnr`` and ``psnr_gain`` (dB inside the brain, the
         range is the brain's median) and ``dice_csf``, ``dice_gm``, ``dice_wm`` and, with a
-        class for them, ``dice_lesion`` over voxels of known class, of brain extraction ``dice``.
-        NaN where no sample says anything.
+        class for them, ``dice_lesion`` over voxels of known class, by the labels that the app
+        gives; of brain extraction ``dice``. NaN where no sample says anything.
     """
     rows = []
     for path in samples:
@@ -75,8 +74,7 @@ def _pair(
         "psnr_gain": after - before if math.isfinite(before) else math.nan,
     }
     truth = sample["tissue"].numpy()
-    if getattr(network, "mixture", False):
-        shares = posterior(shares, given)
+    shares = mixed(network, shares, given)
     labels, known = shares.argmax(0), (truth != IGNORE) & brain
     for tissue, name in enumerate(("csf", "gm", "wm", "lesion")[: len(shares) - 1], 1):
         there = ((truth == tissue) & known).any()

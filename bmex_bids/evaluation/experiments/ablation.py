@@ -153,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps, patch, crop = (2, 32, 32) if args.quick else (args.steps, args.patch, args.crop)
     record = record_of(args.models_dir, "T1w-24")
     pair = {k: v for k, v in record.architecture.items() if k != "condition"}
+    whole = parameters(new_network(pair, "the pair"))
     start = {k: v for k, v in averaged_state(record.path).items() if k.startswith("tissue.")}
     args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / "ablation.tsv"
@@ -167,9 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = args.work / name.replace(" ", "-")
         network = train(settings, args.pool, folder, start=start)
         _measure(network, name, args.held_out, path, crop)
-        count, whole = (
-            parameters(part) for part in (_enhancer(architecture), new_network(pair, "the pair"))
-        )
+        count = parameters(_enhancer(architecture))
         told[name] = (
             f"widths {', '.join(map(str, architecture['enhance']['widths']))}, {count:,} "
             f"parameters, {count / whole:.2f} of the pair's {whole:,}"

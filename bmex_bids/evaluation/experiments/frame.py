@@ -63,6 +63,11 @@ class Setup:
     ants: str | None
     quick: bool
 
+    @property
+    def labelled(self) -> list[Brain]:
+        """The brains whose tissue is known."""
+        return [brain for brain in self.brains if brain.labelled]
+
 
 def options(name: str, text: str | None) -> argparse.ArgumentParser:
     """The options that every experiment has."""

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = options("labels", __doc__).parse_args(argv)
     setup = setup_of(args)
     path = setup.out / "labels.tsv"
-    for number, brain in enumerate(brain for brain in setup.brains if brain.labelled):
+    for number, brain in enumerate(setup.labelled):
         keys = [
             {"image": brain.name, "contrast": brain.condition, "case": case}
             for case in (list(RECIPES)[:2] if setup.quick else RECIPES)
