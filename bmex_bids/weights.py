@@ -194,7 +194,11 @@ def find_model(
     Raises:
         WeightsError: there is none; the message lists those there are, and how to add more.
     """
-    there = [r for r in records if r.kind == "enhance" and r.set == model_set]
+    networks = [r for r in records if r.kind == "enhance"]
+    there = [r for r in networks if r.set == model_set]
+    if networks and not there:
+        sets = ", ".join(dict.fromkeys(r.set for r in networks))
+        raise WeightsError(f"no set of models is called '{model_set}'. There are: {sets}")
     for record in there:
         if suffix in record.suffixes and record.stage in (None, stage):
             return record

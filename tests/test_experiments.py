@@ -131,6 +131,19 @@ def test_rows_that_are_there_are_not_made_again(tmp_path):
     assert text.splitlines()[2:] == ["| m | 1 | 0.50 |", "| n | 1 |  |"]
 
 
+def test_a_method_that_is_added_is_measured_alone_and_its_rows_join_the_others(tmp_path):
+    path, keys = tmp_path / "rows.tsv", [{"image": "a"}, {"image": "b"}]
+    for names in (["m"], ["m", "n"]):
+        found = frame.unmeasured(path, [(key, dict.fromkeys(names, abs)) for key in keys])
+        made = []
+        for key, methods, add in found:
+            made.append((key["image"], list(methods)))
+            add({"method": name, "x": 1.0} for name in methods)
+        assert made == [("a", names[-1:]), ("b", names[-1:])]
+    lines = frame.table(frame.rows_kept(path), ["image", "method"], {"x": 0}).splitlines()[2:]
+    assert [line[:9] for line in lines] == ["| a | m |", "| a | n |", "| b | m |", "| b | n |"]
+
+
 @pytest.mark.parametrize(("given", "said"), [
     (["--methods", "nonsense"], "nonsense: neither one of bmex, "),
     (["--methods", "ants"], "needs --ants PYTHON"),

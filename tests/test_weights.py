@@ -186,6 +186,12 @@ def test_find_model() -> None:
     assert "bmex-weights import FOLDER" in told and "--model-set published" in told
 
 
+def test_an_unknown_set_is_told_with_the_sets_there_are():
+    records = [RECORD, replace(RECORD, set="duncan")]
+    with pytest.raises(WeightsError, match="called 'nonsense'. There are: bundled, duncan"):
+        find_model(records, suffix="T1w", stage="24", model_set="nonsense")
+
+
 def test_find_mask_model_falls_back_to_the_bundled_one() -> None:
     mask = replace(RECORD, name="mask", kind="brainmask", stage=None)
     own = replace(mask, name="own", set="published")

@@ -31,8 +31,8 @@ from bmex_bids.training.stages import CONDITIONS
 from bmex_bids.weights import ModelRecord, list_models, load_network, models_dir
 
 __all__ = [
-    "SIX", "Row", "Setup", "fresh", "method_of", "options", "record_of", "rows_kept", "setup_of",
-    "six", "table", "tissues_of",
+    "SIX", "Row", "Setup", "fresh", "methods_for", "options", "record_of", "rows_kept", "setup_of",
+    "six", "table", "tissues_of", "unmeasured",
 ]  # fmt: skip
 
 Row = dict[str, str]
@@ -78,7 +78,7 @@ def options(name: str, text: str | None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, help="folder with label_maps and templates; without it only MNI152")
     add("--out", type=Path, default=Path("work/experiments"),
-        help="rows there are kept; a method or draw added later wants another folder")
+        help="rows there are kept, and only what is missing is measured")
     add("--crop", type=int, default=112, help="central cube in voxels of 0.8 mm; 0: whole brains")
     add("--heads", type=int, default=1, help="held-out label maps per condition")
     add("--conditions", nargs="+", default=["T1w-24", "T2w-24", "T1w-12", "T2w-0"],
@@ -167,8 +167,17 @@ def tissues_of(
     return shares, made / scale, None if spread is None else spread / scale
 
 
-def method_of(setup: Setup, name: str, recipe: Recipe) -> Method | None:
-    """A method by its name; None where it does not apply, as upsampling without thick slices."""
+def methods_for(setup: Setup, recipe: Recipe) -> dict[str, Method]:
+    """The image as it is given, ``input``, and the methods that apply to an image degraded so.
+
+    Upsampling does not apply without thick slices.
+    """
+    found = {name: _method_of(setup, name, recipe) for name in ("input", *setup.methods)}
+    return {name: method for name, method in found.items() if method is not None}
+
+
+def _method_of(setup: Setup, name: str, recipe: Recipe) -> Method | None:
+    """A method by its name; None where it does not apply."""
     thick, axis = recipe.slice_factor, recipe.slice_axis
     if name in ("nlup", "cubic", "linear"):
         if thick <= 1:
@@ -225,6 +234,23 @@ def fresh(
             yield key, _Adder(path, dict(key))
 
 
+def unmeasured(
+    path: Path, wanted: Iterable[tuple[Mapping[str, str], Mapping[str, Method]]]
+) -> Iterator[tuple[Mapping[str, str], Mapping[str, Method], _Adder]]:
+    """The keys that lack rows of a method, with the methods that they lack, as :func:`fresh`.
+
+    Args:
+        path: of the rows, which have a column ``method``.
+        wanted: keys, and the methods by name that each is to have.
+    """
+    there = rows_kept(path)
+    for key, methods in wanted:
+        done = {row["method"] for row in there if all(row.get(k) == v for k, v in key.items())}
+        missing = {name: method for name, method in methods.items() if name not in done}
+        if missing:
+            yield key, missing, _Adder(path, dict(key))
+
+
 @dataclass(frozen=True)
 class _Adder:
     path: Path
@@ -255,10 +281,17 @@ def numbers(rows: Iterable[Row], column: str) -> npt.NDArray[np.float64]:
 def table(
     rows: Sequence[Row], by: Sequence[str], columns: Mapping[str, int], note: str = ""
 ) -> str:
-    """Markdown: means of the columns, with so many digits, by groups in the order of the rows."""
+    """Markdown: means of the columns, with so many digits, by groups.
+
+    Each column of ``by`` has its values in the order in which they first come.
+    """
     head = [*by, "n", *columns]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for group in dict.fromkeys(tuple(row[k] for k in by) for row in rows):
+    ranks = [list(dict.fromkeys(row[k] for row in rows)) for k in by]
+    for group in sorted(
+        {tuple(row[k] for k in by) for row in rows},
+        key=lambda group: [rank.index(v) for rank, v in zip(ranks, group, strict=True)],
+    ):
         chosen = [row for row in rows if tuple(row[k] for k in by) == group]
         cells = []
         for column, digits in columns.items():

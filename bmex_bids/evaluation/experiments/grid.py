@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,13 @@ from bmex_bids.evaluation.experiments.drawing import boxes, heat
 from bmex_bids.evaluation.experiments.frame import (
     SIX,
     finish,
-    fresh,
-    method_of,
+    methods_for,
     options,
     rows_kept,
     setup_of,
     six,
     table,
+    unmeasured,
 )
 from bmex_bids.training.degrade import Recipe, standard_recipe
 from bmex_bids.training.motion import KINDS, SEVERITIES
@@ -63,18 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             for d in range(args.draws)
             for s in severities for t in args.thickness for e in args.extras
         ]  # fmt: skip
-        for key, add in fresh(path, keys):
-            draw = int(key["draw"])
-            kind = KINDS[(number + LEVELS.index(key["motion"]) + draw) % len(KINDS)]
-            recipe = recipe_of(key["motion"], float(key["mm"]), key["extra"], kind)
-            shown = scene(brain, recipe, 70_000 + number + 1000 * draw)
-            lines: list[dict[str, object]] = []
-            for name in ("input", *setup.methods):
-                method = method_of(setup, name, recipe)
-                if method is not None:
-                    made = method(shown.given, shown.mask, shown.condition)
-                    lines.append({"method": name, "kind": kind, **six(made, shown)})
-            add(lines)
+
+        def recipe_at(key: Mapping[str, str], number: int = number) -> tuple[str, Recipe]:
+            turn = number + LEVELS.index(key["motion"]) + int(key["draw"])
+            kind = KINDS[turn % len(KINDS)]
+            return kind, recipe_of(key["motion"], float(key["mm"]), key["extra"], kind)
+
+        wanted = ((key, methods_for(setup, recipe_at(key)[1])) for key in keys)
+        for key, methods, add in unmeasured(path, wanted):
+            kind, recipe = recipe_at(key)
+            shown = scene(brain, recipe, 70_000 + number + 1000 * int(key["draw"]))
+            add(
+                {"method": name, "kind": kind,
+                 **six(method(shown.given, shown.mask, shown.condition), shown)}
+                for name, method in methods.items()
+            )
     rows = rows_kept(path)
     heat(rows, ("motion", "mm"), "method", "PSNR", setup.out / "grid-heat.png")
     boxes(_over_input(rows), "method", SIX, setup.out / "grid.png")

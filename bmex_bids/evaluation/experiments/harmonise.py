@@ -24,7 +24,7 @@ from bmex_bids.evaluation.experiments.drawing import boxes
 from bmex_bids.evaluation.experiments.frame import (
     finish,
     fresh,
-    method_of,
+    methods_for,
     options,
     record_of,
     rows_kept,
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         volume, trusted[scanner] = on_common_scale(
                             volume, mask, brain.condition, setup.models, enhanced=SCALED[name]
                         )
-                    elif (method := method_of(setup, name, recipe)) is not None:
+                    elif (method := methods_for(setup, recipe).get(name)) is not None:
                         volume = method(volume, mask, brain.condition)
                     made[scanner] = volume
                 first = next(iter(made))

@@ -18,13 +18,13 @@ from bmex_bids.evaluation.experiments.brains import Scene, repainted, scene
 from bmex_bids.evaluation.experiments.drawing import points
 from bmex_bids.evaluation.experiments.frame import (
     finish,
-    fresh,
-    method_of,
+    methods_for,
     options,
     rows_kept,
     setup_of,
     table,
     tissues_of,
+    unmeasured,
 )
 from bmex_bids.training.degrade import Recipe, standard_recipe
 
@@ -86,20 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             {"image": brain.name, "contrast": brain.condition, "case": case}
             for case in (list(RECIPES)[:2] if setup.quick else RECIPES)
         ]
-        for key, add in fresh(path, keys):
+        wanted = ((key, methods_for(setup, RECIPES[key["case"]])) for key in keys)
+        for key, methods, add in unmeasured(path, wanted):
             base = scene(brain, Recipe(), 72_000 + number)
             image, lesions = inserted(base, number)
-            recipe = RECIPES[key["case"]]
-            shown = scene(repainted(brain, base, image), recipe, 72_500)
+            shown = scene(repainted(brain, base, image), RECIPES[key["case"]], 72_500)
             moved = _same_box(shown, base, lesions)
             shares = tissues_of(setup.models, shown.given, brain.condition)[0]
             white = shown.tissue == 3
             called = shares.argmax(0) == 4
             lines: list[dict[str, object]] = []
-            for name in ("input", *setup.methods):
-                method = method_of(setup, name, recipe)
-                if method is None:
-                    continue
+            for name, method in methods.items():
                 made = method(shown.given, shown.mask, brain.condition)
                 for diameter, lesion in moved:
                     lines.append({

@@ -14,19 +14,20 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from bmex_bids import metrics
-from bmex_bids.evaluation.baselines.filters import Volume
+from bmex_bids.evaluation.baselines.filters import Method, Volume
 from bmex_bids.evaluation.experiments.brains import scene
 from bmex_bids.evaluation.experiments.drawing import boxes
 from bmex_bids.evaluation.experiments.frame import (
+    Setup,
     finish,
-    fresh,
-    method_of,
+    methods_for,
     options,
     rows_kept,
     setup_of,
     table,
+    unmeasured,
 )
-from bmex_bids.training.degrade import standard_recipe
+from bmex_bids.training.degrade import Recipe, standard_recipe
 
 __all__ = ["main", "registered", "warped"]
 
@@ -67,15 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, brain in enumerate(setup.labelled):
         keys = [{"image": brain.name, "contrast": brain.condition, "motion": severity}
                 for severity in (["severe"] if setup.quick else ["minor", "severe"])]
-        for key, add in fresh(path, keys):
-            recipe = standard_recipe("sudden", key["motion"], 0.03)
-            shown = scene(brain, recipe, 75_000 + number)
+        wanted = ((key, _methods(setup, _recipe(key["motion"]))) for key in keys)
+        for key, methods, add in unmeasured(path, wanted):
+            shown = scene(brain, _recipe(key["motion"]), 75_000 + number)
             target, labels = warped(shown.clean, shown.tissue, number)
             lines: list[dict[str, object]] = []
-            for name in ("clean", "input", *setup.methods):
-                method = method_of(setup, "input" if name == "clean" else name, recipe)
-                if method is None:
-                    continue
+            for name, method in methods.items():
                 given = shown.clean if name == "clean" else shown.given
                 made = method(given, shown.mask, brain.condition)
                 found = registered(target, made, shown.tissue, 5 if setup.quick else 30)
@@ -88,6 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     boxes(rows, "method", ("CSF", "GM", "WM"), setup.out / "registration.png")
     digits = {"CSF": 3, "GM": 3, "WM": 3}
     return finish(setup, "registration", table(rows, ("motion", "method"), digits), rows)
+
+
+def _recipe(severity: str) -> Recipe:
+    return standard_recipe("sudden", severity, 0.03)
+
+
+def _methods(setup: Setup, recipe: Recipe) -> dict[str, Method]:
+    """What is registered: ``clean``, the clean image as it is, and what is made of a moved one."""
+    found = methods_for(setup, recipe)
+    return {"clean": found["input"], **found}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ tool finds in the clean image. Tool: Atropos with ``--ants PYTHON``, else a Gaus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bmex_bids import metrics
 from bmex_bids.evaluation.experiments.brains import scene
@@ -14,17 +14,17 @@ from bmex_bids.evaluation.experiments.drawing import boxes
 from bmex_bids.evaluation.experiments.frame import (
     Row,
     finish,
-    fresh,
-    method_of,
+    methods_for,
     numbers,
     options,
     rows_kept,
     setup_of,
     table,
+    unmeasured,
 )
 from bmex_bids.evaluation.experiments.segmenting import labels_of
 from bmex_bids.evaluation.statistics import cohens_d
-from bmex_bids.training.degrade import standard_recipe
+from bmex_bids.training.degrade import Recipe, standard_recipe
 from bmex_bids.training.motion import KINDS
 
 __all__ = ["main"]
@@ -41,22 +41,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     setup = setup_of(args)
     severities, draws = (args.severities[-1:], 1) if setup.quick else (args.severities, args.draws)
-    path = setup.out / "volumes.tsv"
+    made_by = "volumes-atropos" if setup.ants else "volumes"  # rows of two tools are kept apart
+    path = setup.out / f"{made_by}.tsv"
     for number, brain in enumerate(setup.brains):
         keys = [
             {"image": brain.name, "contrast": brain.condition, "motion": s, "draw": str(d)}
             for s in severities for d in range(draws)
         ]
-        for key, add in fresh(path, keys):
-            draw = int(key["draw"])
-            recipe = standard_recipe(KINDS[(number + draw) % len(KINDS)], key["motion"], 0.02)
-            shown = scene(brain, recipe, 71_000 + 100 * number + draw)
+
+        def recipe_at(key: Mapping[str, str], number: int = number) -> Recipe:
+            kind = KINDS[(number + int(key["draw"])) % len(KINDS)]
+            return standard_recipe(kind, key["motion"], 0.02)
+
+        wanted = ((key, methods_for(setup, recipe_at(key))) for key in keys)
+        for key, methods, add in unmeasured(path, wanted):
+            shown = scene(brain, recipe_at(key), 71_000 + 100 * number + int(key["draw"]))
             truth = labels_of(shown.clean, shown.mask, shown.condition, setup.ants)
             lines: list[dict[str, object]] = []
-            for name in ("input", *setup.methods):
-                method = method_of(setup, name, recipe)
-                if method is None:
-                    continue
+            for name, method in methods.items():
                 made = method(shown.given, shown.mask, shown.condition)
                 labels = labels_of(made, shown.mask, shown.condition, setup.ants)
                 for tissue, value in TISSUES:
@@ -69,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     })  # fmt: skip
             add(lines)
     rows = rows_kept(path)
-    boxes(rows, "method", ("percent", "dice"), setup.out / "volumes.png")
+    boxes(rows, "method", ("percent", "dice"), setup.out / f"{made_by}.png")
     columns = {"clean_ml": 1, "found_ml": 1, "percent": 1, "dice": 3}
     text = table(rows, ("motion", "method", "tissue"), columns)
-    return finish(setup, "volumes", f"{text}\n\n{_effects(rows)}", rows)
+    return finish(setup, made_by, f"{text}\n\n{_effects(rows)}", rows)
 
 
 def _effects(rows: Sequence[Row]) -> str:
