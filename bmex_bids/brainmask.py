@@ -10,7 +10,7 @@ from torch import nn
 from bmex_bids.inference import Compute, mask_volume
 from bmex_bids.spatial import conform, crop_to_mask, model_grid, restore
 
-__all__ = ["brain_mask", "clean_mask", "head_gain", "is_stripped", "support"]
+__all__ = ["brain_mask", "brain_probability", "clean_mask", "head_gain", "is_stripped", "support"]
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -79,6 +79,32 @@ def is_stripped(volume: Array, brain: Mask) -> bool:
     return bool(covered > 0.9 and float(body.sum()) < 1.35 * float(brain.sum()))
 
 
+def brain_probability(
+    volume: Array, network: nn.Module, compute: Compute, *, scale: float | None = None
+) -> Array:
+    """Probability that a voxel belongs to the brain, on the network's grid.
+
+    The mean of what the network says of the head and of its mirror image; a network with a scale of
+    its own, as the published one, sees the head alone.
+
+    Args:
+        volume: (x, y, z) intensities, x from left to right or from right to left.
+        network: of kind ``brainmask``.
+        compute: device and precision.
+        scale: what the intensities are multiplied by; :func:`head_gain` without.
+
+    Returns:
+        (x, y, z) from 0 to 1.
+    """
+    head = np.maximum(volume, 0)
+    head = np.clip(head * (scale or head_gain(head)), 0, 4)
+    found = mask_volume(network, head, compute)
+    if scale is not None:
+        return found
+    mirrored = mask_volume(network, np.ascontiguousarray(head[::-1]), compute)[::-1]
+    return (found + mirrored) / np.float32(2)
+
+
 def brain_mask(
     volume: Array,
     affine: npt.NDArray[np.float64],
@@ -106,9 +132,8 @@ def brain_mask(
         ValueError: no brain was found.
     """
     grid = model_grid(volume.shape, affine, grid_mm)
-    coarse = np.maximum(conform(volume, grid, order=1), 0)
-    coarse = np.clip(coarse * (scale or head_gain(coarse)), 0, 4)
-    probability = restore(mask_volume(network, coarse, compute), grid, order=1)
+    coarse = brain_probability(conform(volume, grid, order=1), network, compute, scale=scale)
+    probability = restore(coarse, grid, order=1)
     found = probability > 0.5
     if not found.any():
         raise ValueError("no brain was found in the image")

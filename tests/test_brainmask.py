@@ -23,6 +23,13 @@ class Bright(nn.Module):
         return (x - 0.5) * 50
 
 
+class Lopsided(Bright):
+    """Calls the first half along x brain."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0 + torch.linspace(50, -50, x.shape[2]).view(-1, 1, 1)
+
+
 def ball(side: int = 60, radius: float = 20) -> np.ndarray:
     grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1) - (side - 1) / 2
     return (grid**2).sum(-1) < radius**2
@@ -46,6 +53,15 @@ def test_head_gain_does_not_depend_on_the_field_of_view() -> None:
     assert brainmask.head_gain(wide) == pytest.approx(brainmask.head_gain(volume), rel=0.05)
     with pytest.raises(ValueError, match="above zero"):
         brainmask.head_gain(np.zeros((4, 4, 4), np.float32))
+
+
+def test_the_head_and_its_mirror_image_are_both_asked() -> None:
+    head = np.ones((16, 16, 16), np.float32)
+    both = brainmask.brain_probability(head, Lopsided(), COMPUTE)
+    np.testing.assert_allclose(both, both[::-1], atol=1e-6)
+    alone = brainmask.brain_probability(head, Lopsided(), COMPUTE, scale=1.0)
+    assert alone[0].min() > 0.9 and alone[-1].max() < 0.1
+    np.testing.assert_allclose((alone + alone[::-1]) / 2, both, atol=1e-6)
 
 
 def test_whole_head_and_stripped() -> None:

@@ -50,6 +50,14 @@ def test_brain_of_leaves_outer_fluid_out_and_fills_holes() -> None:
     np.testing.assert_array_equal(head.brain.numpy(), inside)
 
 
+def test_a_wide_fissure_is_brain_and_the_fluid_beside_it_is_not() -> None:
+    made = label_head().labels.numpy().copy()
+    made[19:29, 14:34, 30:][np.isin(made[19:29, 14:34, 30:], (WHITE, CORTEX))] = CSF
+    brain = labels.brain_of(made, TABLE)
+    assert brain[20:28, 20:28, 30:36].all()
+    assert not brain[23, 23, 41]
+
+
 @pytest.mark.parametrize("steps", [-2, -1, 0, 1, 3])
 def test_ventricles_grow_and_shrink_into_white_matter_only(steps: int) -> None:
     head = label_head()

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from bmex_bids import metrics
-from bmex_bids.brainmask import clean_mask, head_gain
-from bmex_bids.inference import Compute, mask_volume, resolve
+from bmex_bids.brainmask import brain_probability, clean_mask
+from bmex_bids.inference import Compute, resolve
 from bmex_bids.training import pool
 from bmex_bids.training.degrade import Recipe, standard_recipe
 from bmex_bids.training.labels import LabelMap, LabelTable, load_label_map, load_table, split
@@ -39,9 +39,7 @@ def mask_rows(
                 "thick": Recipe(slice_axis=number % 3, slice_factor=2.5),  # 4 mm of 1.6 mm
             }[condition]
             sample = pool.mask_sample(heads[number % len(heads)], table, generator, recipe)
-            volume = np.maximum(sample["input"].float().numpy(), 0)
-            given = np.clip(volume * head_gain(volume), 0, 4)
-            found = mask_volume(network, given, compute) > 0.5
+            found = brain_probability(sample["input"].float().numpy(), network, compute) > 0.5
             found = clean_mask(found) if found.any() else found
             truth: npt.NDArray[np.bool_] = sample["brain"].numpy() > 0
             rows.append({"condition": condition, "dice": metrics.dice(found, truth)})

@@ -45,7 +45,7 @@ class LabelMap:
     Attributes:
         name: of the file, up to the first underscore.
         labels: (x, y, z) uint8.
-        brain: (x, y, z) bool, the brain with its sulci and ventricles, cut below the cerebellum.
+        brain: (x, y, z) bool, the brain with its sulci, fissures and ventricles, cut below the cerebellum.
     """
 
     name: str
@@ -78,12 +78,13 @@ def load_label_map(path: Path, table: LabelTable) -> LabelMap:
 
 
 def brain_of(
-    labels: npt.NDArray[np.uint8], table: LabelTable, *, close: float = 4.0, stem: int = 12
+    labels: npt.NDArray[np.uint8], table: LabelTable, *, close: float = 8.0, stem: int = 12
 ) -> npt.NDArray[np.bool_]:
     """The brain as brain extraction should find it.
 
-    Grey and white matter and ventricles, closed over the sulci and filled; the brain-stem ends
-    ``stem`` voxels below the cerebellum, and the fluid outside belongs to it only in the sulci.
+    Grey and white matter and ventricles, closed over the sulci and the wide fissures and filled, as
+    brain extraction programs draw it; the brain-stem ends ``stem`` voxels below the cerebellum, and
+    the fluid outside belongs to it only in sulci and fissures.
 
     Args:
         labels: (x, y, z) label indices, z upwards.
