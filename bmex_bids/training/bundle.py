@@ -20,7 +20,7 @@ from bmex_bids.training.settings import ARCHITECTURES
 from bmex_bids.training.stages import CONDITIONS
 from bmex_bids.weights import ModelRecord, list_models, write_models
 
-__all__ = ["main", "records"]
+__all__ = ["main", "measure_references", "records"]
 
 FILE = "bmex-pair"
 BEFORE_BIRTH = (-10.0, 0.0)
@@ -59,6 +59,25 @@ def records(data: str, held_out: Sequence[str]) -> list[ModelRecord]:
             )
         )
     return made
+
+
+def measure_references(folder: Path, templates: Path) -> list[str]:
+    """Measure the reference of every bundled model again on its own image.
+
+    Args:
+        folder: models folder.
+        templates: folder with the images that the references name.
+
+    Returns:
+        The names of the models that have one.
+    """
+    found = []
+    for record in list_models([folder]):
+        if record.set == "bundled" and record.reference:
+            image = templates / str(record.reference["Image"])
+            enter(replace(record, reference=reference_of(record, image)))
+            found.append(record.name)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,7 +45,7 @@ class LabelMap:
     Attributes:
         name: of the file, up to the first underscore.
         labels: (x, y, z) uint8.
-        brain: (x, y, z) bool, the brain with its sulci, fissures and ventricles, cut below the cerebellum.
+        brain: (x, y, z) bool, with its sulci, fissures and ventricles, cut below the cerebellum.
     """
 
     name: str

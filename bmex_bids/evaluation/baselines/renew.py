@@ -17,31 +17,13 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from bmex_bids.training.export import enter, reference_of, save_weights
+from bmex_bids.training.bundle import measure_references
+from bmex_bids.training.export import enter, save_weights
 from bmex_bids.weights import list_models
 
-__all__ = ["main", "measure_references", "renew"]
+__all__ = ["main", "renew"]
 
 TISSUE = "tissue."  # what the names of a classifier's tensors begin with
-
-
-def measure_references(folder: Path, templates: Path) -> list[str]:
-    """Measure the reference of every bundled model again on its own image.
-
-    Args:
-        folder: models folder.
-        templates: folder with the images that the references name.
-
-    Returns:
-        The names of the models that have one.
-    """
-    found = []
-    for record in list_models([folder]):
-        if record.set == "bundled" and record.reference:
-            image = templates / str(record.reference["Image"])
-            enter(replace(record, reference=reference_of(record, image)))
-            found.append(record.name)
-    return found
 
 
 def renew(folder: Path) -> list[str]:

@@ -53,12 +53,15 @@ def _known(batch: dict[str, Tensor]) -> Tensor:
     return torch.where(tissue == 4, 3, tissue)
 
 
-def _scores(network: Segmenter, batch: dict[str, Tensor], settings: Settings) -> Tensor:
-    """Of a batch, in the precision of the settings."""
-    lower = resolve("cpu", settings.precision).precision == "bfloat16"
+def _scores(network: Segmenter, batch: dict[str, Tensor], *, lower: bool) -> Tensor:
+    """Of a batch; lower: in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16, enabled=lower):
         scores: Tensor = network(batch["input"][:, None], batch["condition"])
     return scores.float()
+
+
+def _lower(settings: Settings) -> bool:
+    return resolve("cpu", settings.precision).precision == "bfloat16"
 
 
 def train(network: Segmenter, pool: Path, settings: Settings) -> list[float]:
@@ -71,13 +74,14 @@ def train(network: Segmenter, pool: Path, settings: Settings) -> list[float]:
     generator = torch.Generator().manual_seed(settings.seed)
     network.train()
     losses: list[float] = []
+    lower = _lower(settings)
     with closing(read_ahead(pool, settings, generator, 0)) as reads:
         for read in reads:
             truth = _known(read.batch)
             if not bool((truth != IGNORE).any()):
                 continue  # an image without labels
             loss = F.cross_entropy(
-                _scores(network, read.batch, settings), truth, ignore_index=IGNORE
+                _scores(network, read.batch, lower=lower), truth, ignore_index=IGNORE
             )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -99,9 +103,10 @@ def dice_of(network: Segmenter, pool: Path, settings: Settings) -> dict[str, flo
     network.eval()
     found: dict[str, list[float]] = {name: [] for name in TISSUES[1:]}
     generator = torch.Generator().manual_seed(settings.seed + 1)
+    lower = _lower(settings)
     with closing(read_ahead(pool, settings, generator, 0)) as reads:
         for read in reads:
-            scores = _scores(network, read.batch, settings)
+            scores = _scores(network, read.batch, lower=lower)
             truth, labels = _known(read.batch), scores.argmax(1)
             known = truth != IGNORE
             for value, name in enumerate(TISSUES[1:], 1):
