@@ -194,7 +194,7 @@ def _method_of(setup: Setup, name: str, recipe: Recipe) -> Method | None:
     chosen = "bundled" if name == "bmex" else name
 
     def network(volume: Volume, mask: Mask, condition: str) -> Volume:
-        made = tissues_of(setup.models, volume, condition, name=chosen)[1]
+        made = tissues_of(setup.models, volume, condition, name=chosen, mixture=False)[1]
         return np.where(mask, made, 0).astype(np.float32)
 
     return network

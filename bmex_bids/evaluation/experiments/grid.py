@@ -84,10 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     digits = {name: 5 if name == "MSE" else 2 if name == "PSNR" else 3 for name in SIX}
     lost = _lost(rows)
     note = "bmex leads every cell of the means." if not lost else "bmex does not lead: " + lost
-    return finish(
-        setup, "grid", table(rows, ("motion", "mm", "extra", "method"), digits) + "\n\n" + note,
-        rows,
-    )
+    cells = table(rows, ("motion", "mm", "extra", "method"), digits)
+    contrasts = table(rows, ("contrast", "motion", "method"), digits)
+    return finish(setup, "grid", f"{cells}\n\n{note}\n\n{contrasts}", rows)
 
 
 def _over_input(rows: list[dict[str, str]]) -> list[dict[str, str]]:
