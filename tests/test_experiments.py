@@ -134,9 +134,11 @@ def test_rows_that_are_there_are_not_made_again(tmp_path):
 def test_a_method_that_is_added_is_measured_alone_and_its_rows_join_the_others(tmp_path):
     path, keys = tmp_path / "rows.tsv", [{"image": "a"}, {"image": "b"}]
     for names in (["m"], ["m", "n"]):
-        found = frame.unmeasured(path, [(key, dict.fromkeys(names, abs)) for key in keys])
+        wanted = [(key, Recipe()) for key in keys]
         made = []
-        for key, methods, add in found:
+        for key, _, methods, add in frame.unmeasured(
+            path, wanted, lambda recipe, names=names: dict.fromkeys(names, abs)
+        ):
             made.append((key["image"], list(methods)))
             add({"method": name, "x": 1.0} for name in methods)
         assert made == [("a", names[-1:]), ("b", names[-1:])]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bmex_bids import metrics
-from bmex_bids.brainmask import head_gain
-from bmex_bids.inference import Compute, enhance_volume, mask_volume, mixed
+from bmex_bids.brainmask import brain_probability
+from bmex_bids.inference import Compute, enhance_volume, mixed
 from bmex_bids.training.losses import IGNORE
 from bmex_bids.training.objective import mask_objective, pair_objective
 from bmex_bids.training.samples import condition_of
@@ -87,8 +87,7 @@ def _mask(
     network: nn.Module, sample: dict[str, Tensor], settings: Settings, compute: Compute
 ) -> dict[str, float]:
     given = sample["input"].float().numpy()
-    given = np.clip(given * head_gain(given), 0, 4).astype(np.float32)
-    probability = torch.from_numpy(mask_volume(network, given, compute).copy())
+    probability = torch.from_numpy(brain_probability(given, network, compute))
     batch = {"brain": sample["brain"][None].float()}
     loss, _ = mask_objective(probability.clamp(1e-6, 1 - 1e-6).logit()[None, None], batch)
     brain = sample["brain"].numpy() > 0

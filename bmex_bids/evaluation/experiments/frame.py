@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -221,6 +221,11 @@ def rows_kept(path: Path) -> list[Row]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
+def _of(key: Mapping[str, str], rows: Iterable[Row]) -> list[Row]:
+    """The rows of a key."""
+    return [row for row in rows if all(row.get(k) == v for k, v in key.items())]
+
+
 def fresh(
     path: Path, keys: Sequence[Mapping[str, str]]
 ) -> Iterator[tuple[Mapping[str, str], _Adder]]:
@@ -230,25 +235,28 @@ def fresh(
     """
     there = rows_kept(path)
     for key in keys:
-        if not any(all(row.get(k) == v for k, v in key.items()) for row in there):
+        if not _of(key, there):
             yield key, _Adder(path, dict(key))
 
 
 def unmeasured(
-    path: Path, wanted: Iterable[tuple[Mapping[str, str], Mapping[str, Method]]]
-) -> Iterator[tuple[Mapping[str, str], Mapping[str, Method], _Adder]]:
+    path: Path,
+    wanted: Iterable[tuple[Mapping[str, str], Recipe]],
+    methods: Callable[[Recipe], Mapping[str, Method]],
+) -> Iterator[tuple[Mapping[str, str], Recipe, Mapping[str, Method], _Adder]]:
     """The keys that lack rows of a method, with the methods that they lack, as :func:`fresh`.
 
     Args:
         path: of the rows, which have a column ``method``.
-        wanted: keys, and the methods by name that each is to have.
+        wanted: keys, and how the image of each is degraded.
+        methods: by name, those that apply to an image degraded so, see :func:`methods_for`.
     """
     there = rows_kept(path)
-    for key, methods in wanted:
-        done = {row["method"] for row in there if all(row.get(k) == v for k, v in key.items())}
-        missing = {name: method for name, method in methods.items() if name not in done}
+    for key, recipe in wanted:
+        done = {row["method"] for row in _of(key, there)}
+        missing = {name: one for name, one in methods(recipe).items() if name not in done}
         if missing:
-            yield key, missing, _Adder(path, dict(key))
+            yield key, recipe, missing, _Adder(path, dict(key))
 
 
 @dataclass(frozen=True)

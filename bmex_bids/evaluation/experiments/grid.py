@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,13 @@ def recipe_of(severity: str, thickness: float, extra: str, kind: str) -> Recipe:
     return replace(base, slice_factor=thickness / GRID, **EXTRAS[extra])
 
 
+def _recipe_at(key: Mapping[str, str], number: int) -> Recipe:
+    """Of a cell in one draw; the kind of motion changes with brain, severity and draw."""
+    turn = number + LEVELS.index(key["motion"]) + int(key["draw"])
+    kind = KINDS[turn % len(KINDS)]
+    return recipe_of(key["motion"], float(key["mm"]), key["extra"], kind)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, and write table and figures."""
     parser = options("grid", __doc__)
@@ -63,18 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for d in range(args.draws)
             for s in severities for t in args.thickness for e in args.extras
         ]  # fmt: skip
-
-        def recipe_at(key: Mapping[str, str], number: int = number) -> tuple[str, Recipe]:
-            turn = number + LEVELS.index(key["motion"]) + int(key["draw"])
-            kind = KINDS[turn % len(KINDS)]
-            return kind, recipe_of(key["motion"], float(key["mm"]), key["extra"], kind)
-
-        wanted = ((key, methods_for(setup, recipe_at(key)[1])) for key in keys)
-        for key, methods, add in unmeasured(path, wanted):
-            kind, recipe = recipe_at(key)
+        wanted = [(key, _recipe_at(key, number)) for key in keys]
+        for key, recipe, methods, add in unmeasured(path, wanted, partial(methods_for, setup)):
             shown = scene(brain, recipe, 70_000 + number + 1000 * int(key["draw"]))
             add(
-                {"method": name, "kind": kind,
+                {"method": name, "kind": recipe.kind or "none",
                  **six(method(shown.given, shown.mask, shown.condition), shown)}
                 for name, method in methods.items()
             )

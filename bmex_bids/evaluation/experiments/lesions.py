@@ -9,6 +9,7 @@ that the bundled classifier calls lesion.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
@@ -86,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             {"image": brain.name, "contrast": brain.condition, "case": case}
             for case in (list(RECIPES)[:2] if setup.quick else RECIPES)
         ]
-        wanted = ((key, methods_for(setup, RECIPES[key["case"]])) for key in keys)
-        for key, methods, add in unmeasured(path, wanted):
+        wanted = [(key, RECIPES[key["case"]]) for key in keys]
+        for _, recipe, methods, add in unmeasured(path, wanted, partial(methods_for, setup)):
             base = scene(brain, Recipe(), 72_000 + number)
             image, lesions = inserted(base, number)
-            shown = scene(repainted(brain, base, image), RECIPES[key["case"]], 72_500)
+            shown = scene(repainted(brain, base, image), recipe, 72_500)
             moved = _same_box(shown, base, lesions)
             shares = tissues_of(setup.models, shown.given, brain.condition)[0]
             white = shown.tissue == 3

@@ -7,6 +7,7 @@ brings each method's result back to it, and the labels warped along are compared
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -68,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, brain in enumerate(setup.labelled):
         keys = [{"image": brain.name, "contrast": brain.condition, "motion": severity}
                 for severity in (["severe"] if setup.quick else ["minor", "severe"])]
-        wanted = ((key, _methods(setup, _recipe(key["motion"]))) for key in keys)
-        for key, methods, add in unmeasured(path, wanted):
-            shown = scene(brain, _recipe(key["motion"]), 75_000 + number)
+        wanted = [(key, standard_recipe("sudden", key["motion"], 0.03)) for key in keys]
+        for _, recipe, methods, add in unmeasured(path, wanted, partial(_methods, setup)):
+            shown = scene(brain, recipe, 75_000 + number)
             target, labels = warped(shown.clean, shown.tissue, number)
             lines: list[dict[str, object]] = []
             for name, method in methods.items():
@@ -86,10 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     boxes(rows, "method", ("CSF", "GM", "WM"), setup.out / "registration.png")
     digits = {"CSF": 3, "GM": 3, "WM": 3}
     return finish(setup, "registration", table(rows, ("motion", "method"), digits), rows)
-
-
-def _recipe(severity: str) -> Recipe:
-    return standard_recipe("sudden", severity, 0.03)
 
 
 def _methods(setup: Setup, recipe: Recipe) -> dict[str, Method]:

@@ -6,7 +6,8 @@ tool finds in the clean image. Tool: Atropos with ``--ants PYTHON``, else a Gaus
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from bmex_bids import metrics
 from bmex_bids.evaluation.experiments.brains import scene
@@ -24,7 +25,7 @@ from bmex_bids.evaluation.experiments.frame import (
 )
 from bmex_bids.evaluation.experiments.segmenting import labels_of
 from bmex_bids.evaluation.statistics import cohens_d
-from bmex_bids.training.degrade import Recipe, standard_recipe
+from bmex_bids.training.degrade import standard_recipe
 from bmex_bids.training.motion import KINDS
 
 __all__ = ["main"]
@@ -48,14 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             {"image": brain.name, "contrast": brain.condition, "motion": s, "draw": str(d)}
             for s in severities for d in range(draws)
         ]
-
-        def recipe_at(key: Mapping[str, str], number: int = number) -> Recipe:
-            kind = KINDS[(number + int(key["draw"])) % len(KINDS)]
-            return standard_recipe(kind, key["motion"], 0.02)
-
-        wanted = ((key, methods_for(setup, recipe_at(key))) for key in keys)
-        for key, methods, add in unmeasured(path, wanted):
-            shown = scene(brain, recipe_at(key), 71_000 + 100 * number + int(key["draw"]))
+        wanted = [
+            (key, standard_recipe(
+                KINDS[(number + int(key["draw"])) % len(KINDS)], key["motion"], 0.02
+            ))
+            for key in keys
+        ]  # fmt: skip
+        for key, recipe, methods, add in unmeasured(path, wanted, partial(methods_for, setup)):
+            shown = scene(brain, recipe, 71_000 + 100 * number + int(key["draw"]))
             truth = labels_of(shown.clean, shown.mask, shown.condition, setup.ants)
             lines: list[dict[str, object]] = []
             for name, method in methods.items():
