@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bmex_bids.age import Age, AgeError, find_age, stage_of
 from bmex_bids.bids import Job, derivative_path, parse_entities
 from bmex_bids.layout import (
+    InputError,
     Selection,
     check_dataset,
     find_images,
@@ -73,7 +74,7 @@ def plan_jobs(request: Request) -> list[Job]:
         One job per image, sorted by path; cost grows linearly with their number.
 
     Raises:
-        InputError: the dataset or the selection cannot be used.
+        InputError: the dataset, the selection or the set of models cannot be used.
     """
     root = request.bids_dir
     check_dataset(root)
@@ -187,10 +188,12 @@ def _decide(
         stage=stage,
         notes=(*job.notes, *([age.note] if age.note else [])),
     )
-    from bmex_bids.weights import WeightsError
+    from bmex_bids.weights import UnknownSetError, WeightsError
 
     try:
         record = model_of(job.suffix, stage)
+    except UnknownSetError as error:  # the same for every image
+        raise InputError(str(error)) from error
     except WeightsError as error:
         return replace(job, reason=str(error))
     job = replace(job, weights=record.name)

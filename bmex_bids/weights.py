@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # planning reads records only, and PyTorch takes seconds to i
 
 __all__ = [
     "ModelRecord",
+    "UnknownSetError",
     "WeightsError",
     "find_mask_model",
     "find_model",
@@ -47,6 +48,10 @@ HOW_TO_ADD = (
 
 class WeightsError(ValueError):
     """Weights are missing, changed or do not fit; the message says what to do."""
+
+
+class UnknownSetError(WeightsError):
+    """No model belongs to the set that was asked for; the message names the sets there are."""
 
 
 @dataclass(frozen=True)
@@ -192,13 +197,14 @@ def find_model(
     """The enhancement model of a contrast and an age stage.
 
     Raises:
+        UnknownSetError: no model is of that set.
         WeightsError: there is none; the message lists those there are, and how to add more.
     """
     networks = [r for r in records if r.kind == "enhance"]
     there = [r for r in networks if r.set == model_set]
     if networks and not there:
         sets = ", ".join(dict.fromkeys(r.set for r in networks))
-        raise WeightsError(f"no set of models is called '{model_set}'. There are: {sets}")
+        raise UnknownSetError(f"no set of models is called '{model_set}'. There are: {sets}")
     for record in there:
         if suffix in record.suffixes and record.stage in (None, stage):
             return record

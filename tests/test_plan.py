@@ -61,6 +61,13 @@ def test_a_plan(tmp_path: Path) -> None:
     assert all(job.wanted for job in jobs)
 
 
+def test_a_set_that_is_not_there_is_told_before_any_run(tmp_path: Path) -> None:
+    names = ["sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz"]
+    root = make_dataset(tmp_path / "bids", names, ages(**{"01": 72, "02": 72}))
+    with pytest.raises(InputError, match="no set of models is called 'nonsense'. There are: test"):
+        plan_jobs(request_for(root, tmp_path, model_set="nonsense"))
+
+
 def test_the_table_of_the_plan(tmp_path: Path) -> None:
     root = make_dataset(
         tmp_path / "bids",
