@@ -34,6 +34,7 @@ OUTLIER_MEASURES = {
     "CJVAfter": "CJV after",
     "HistogramDistanceBefore": "histogram distance before",
     "HistogramDistanceAfter": "histogram distance after",
+    "GhostRatio": "ghosts",
     "ResidualShare": "size of the change",
     "DataConsistency": "contradiction of the input",
     "VolumeCSF": "volume of CSF",

@@ -104,8 +104,8 @@ HARMONIZATION: dict[str, Description] = {
           "Units": "1", "Minimum": 0},
     "sites": {"Description": "Number of sites.", "Units": "1", "Minimum": 0},
 }
-NOT_NEGATIVE = ("TCT", "CNR", "CJV", "HistogramDistance", "QualityIndex", "ResidualShare", "Volume",
-                "DataConsistency", "Median")
+NOT_NEGATIVE = ("TCT", "CNR", "CJV", "HistogramDistance", "QualityIndex", "GhostRatio",
+                "ResidualShare", "Volume", "DataConsistency", "Median")
 
 
 def run_columns(runs: Iterable[GroupRun]) -> list[str]:

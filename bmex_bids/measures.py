@@ -97,6 +97,17 @@ MEASURES = (
         paired=False,
     ),
     Measure(
+        "GhostRatio",
+        "Ghosts of the input in the air around the head",
+        "",
+        "lower",
+        "Brightness of the air beside the head along one axis, beyond that of other air, as a "
+        "share of the head's intensity. A head that moved leaves ghosts there. Not known for "
+        "brains without their skull, or where the air is empty.",
+        paired=False,
+        percent=True,
+    ),
+    Measure(
         "ResidualShare",
         "Size of the change",
         "",

@@ -23,6 +23,7 @@ from bmex_bids.bids import Job
 from bmex_bids.brainmask import brain_mask, clean_mask
 from bmex_bids.commonscale import map_to_reference, median_of
 from bmex_bids.derivatives import Result
+from bmex_bids.ghosts import STRONG, ghost_ratio
 from bmex_bids.image import Image, ImageError, load_image
 from bmex_bids.inference import Compute, enhance_volume, tissue_method
 from bmex_bids.spatial import Grid, box_around, conform, model_grid, onto_grid, restore
@@ -144,6 +145,7 @@ def enhance_run(
         enhanced = np.where(inside, intensity.apply_anchors(restored, anchors), np.float32(0))
     with clock.step("measure"):
         numbers = _measure(given, corrected, restored, enhanced, labels, inside, image.zooms)
+        numbers["GhostRatio"] = ghost_ratio(volume, image.zooms)
         factor = _input_factor(given, inside, record)
         del corrected, restored
         scaled = given * np.float32(factor)
@@ -439,6 +441,11 @@ def _medians(
 def _flags(numbers: dict[str, float], image: Image, mask: Mask, origin: str) -> list[str]:
     """What a reader should look at before trusting the result."""
     flags = _flags_of_change(numbers) if "TCTAfter" in numbers else []
+    if numbers["GhostRatio"] > STRONG:
+        flags.append(
+            f"ghosts in the air around the head ({numbers['GhostRatio']:.1%} of its intensity): it "
+            "seems to have moved; look for ghosts in the brain"
+        )
     brain = numbers["VolumeBrainMask"]
     if not 80 <= brain <= 2200:
         flags.append(f"brain mask of {brain:.0f} mL: outside what a human brain can have")

@@ -35,14 +35,14 @@ LAYERS = (
     ("bids",),
     ("image",),
     ("brainmask", "inference", "claims", "logs", "memory"),
-    ("spatial", "intensity", "metrics", "registration", "tiles", "duncan", "mixture"),
+    ("spatial", "intensity", "metrics", "ghosts", "registration", "tiles", "duncan", "mixture"),
     ("networks",),
     ("similar",),
 )
 RANK = {module: rank for rank, modules in enumerate(LAYERS) for module in modules}
 ARRAYS = {
     *("brainmask", "inference", "spatial", "intensity", "metrics", "networks", "registration"),
-    *("tiles", "duncan", "similar", "mixture"),
+    *("tiles", "duncan", "similar", "mixture", "ghosts"),
 }
 BESIDE = {"training", "evaluation"}  # packages that use the array layers, and that no one uses
 # Imported by --help or by the plan, so these wait for what is slow.

@@ -1,0 +1,96 @@
+"""Ghosts of a moving head, found in the air around it.
+
+A head that moves while its k-space is filled leaves ghosts along the phase-encoding axis, which do
+not end at the head. So air that lies beside the head along one axis is brighter than air that lies
+beside it along another, whatever the noise, which is the same in all of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+__all__ = ["STRONG", "ghost_ratio"]
+
+STRONG = 0.02
+"""Ghost ratio above which a reader is told that the head seems to have moved."""
+BLOCK_MM = 3.0
+GAP_MM = 10.0  # around the head, where its own edge may blur
+LEAST_BLOCKS = 100  # of air beside the head along one axis alone
+
+Array = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
+
+
+def ghost_ratio(volume: Array, zooms: npt.NDArray[np.float64]) -> float:
+    """Amplitude of the ghosts in the air around a head over the head's median; lower is better.
+
+    The idea of the ghost-to-signal ratio of echo-planar images (doi:10.1120/jacmp.v11i4.3237),
+    without knowledge of the phase-encoding axis: mean squares of the air beside the head along x
+    alone, along y alone, along z alone and along none of them; the greatest of the first three less
+    the least of all, less twice the standard error of that difference, under a square root.
+
+    Args:
+        volume: (x, y, z) magnitudes of a whole head, any scale.
+        zooms: (3,) voxel size in mm.
+
+    Returns:
+        0 and more; NaN where there is no air to compare, as around a brain without its skull, or
+        where the ghosts fill it.
+    """
+    sides = [max(round(BLOCK_MM / float(zoom)), 1) for zoom in zooms]
+    if any(size < 4 * side for size, side in zip(volume.shape, sides, strict=True)):
+        return math.nan
+    mean, power = _blocks(volume, sides), _blocks(volume, sides, squared=True)
+    head = _head(mean)
+    if head is None:
+        return math.nan
+    block = np.asarray(zooms, np.float64) * sides
+    around = ndimage.distance_transform_edt(~head, block) < GAP_MM
+    air = ~around & (power > 0)  # zeros were written there, not measured
+    beside = [np.broadcast_to(around.any(axis, keepdims=True), air.shape) for axis in range(3)]
+    along: list[tuple[float, float]] = []
+    for axis, own in enumerate(beside):
+        first, second = (beside[other] for other in range(3) if other != axis)
+        along += _mean_square(power[air & own & ~first & ~second])
+    nowhere = _mean_square(power[air & ~beside[0] & ~beside[1] & ~beside[2]])
+    if not along or len(along) + len(nowhere) < 2:
+        return math.nan
+    (most, error), (least, other) = max(along), min(along + nowhere)
+    ghosts = max(most - least - 2 * math.hypot(error, other), 0.0)
+    return math.sqrt(ghosts) / float(np.median(mean[head]))
+
+
+def _blocks(volume: Array, sides: list[int], *, squared: bool = False) -> Doubles:
+    """Mean intensity, or mean square, of the blocks that fit into a volume."""
+    whole = [size // side * side for size, side in zip(volume.shape, sides, strict=True)]
+    cut = volume[: whole[0], : whole[1], : whole[2]]
+    (x, y, z), (a, b, c) = (size // side for size, side in zip(whole, sides, strict=True)), sides
+    found = np.empty((x, y, z))
+    for slab, made in zip(cut.reshape(x, a, y, b, z, c), found, strict=True):  # one at a time
+        made[:] = np.mean(slab**2 if squared else slab, (0, 2, 4), dtype=np.float64)
+    return found
+
+
+def _head(mean: Doubles) -> Mask | None:
+    """What is bright, in one piece, its dark layers closed; None where nothing is."""
+    amplitude = np.sqrt(np.maximum(mean, 0))
+    if not np.ptp(amplitude) > 0:
+        return None
+    bright = np.pad(amplitude > threshold_otsu(amplitude), 4)
+    closed = ndimage.binary_closing(bright, iterations=3)[4:-4, 4:-4, 4:-4]
+    pieces, _ = ndimage.label(closed)
+    head: Mask = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+    return head
+
+
+def _mean_square(power: Doubles) -> list[tuple[float, float]]:
+    """Mean of the blocks' mean squares and its standard error; empty where they are too few."""
+    if len(power) < LEAST_BLOCKS:
+        return []
+    return [(float(power.mean()), float(power.std()) / math.sqrt(len(power)))]
