@@ -211,6 +211,16 @@ def test_readout_blur_of_nothing() -> None:
     assert float((blurred - phantom()).abs().max()) > 0.05
 
 
+def test_recipes_come_in_the_shares_that_are_asked_for() -> None:
+    draw = generator()
+    drawn = [degrade.random_recipe(draw, moving=0.9, noisy=0.1, thick=0.7) for _ in range(300)]
+    found = [np.mean(part) for part in zip(
+        *((one.kind is not None, one.noise > 0, one.slice_factor > 1) for one in drawn),
+        strict=True,
+    )]
+    assert found == pytest.approx([0.9, 0.1, 0.7], abs=0.07)
+
+
 def test_a_seed_gives_the_same_image() -> None:
     recipe = degrade.random_recipe(generator(5))
     first, second = (

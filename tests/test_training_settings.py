@@ -65,6 +65,7 @@ def test_every_setting_is_printed_with_its_meaning(capsys: pytest.CaptureFixture
         ("[optimiser]\nmomentum = 1", "momentum = 1.0: expected less than 1"),
         ('[optimiser]\noptimiser = "adam"', "optimiser = 'adam': expected adamw, sgd"),
         ("[run]\nevery = 40", r"validate_every 500: expected a multiple of every \(40\)"),
+        ("[loss]\nfloor = 0", "floor = 0: expected more than 0"),
         ("[run\n", "train.toml: "),
     ],
 )

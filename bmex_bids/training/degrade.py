@@ -263,12 +263,16 @@ def standard_recipe(kind: str, severity: str, noise: float = 0.0) -> Recipe:
     return Recipe(kind=kind, amplitude=amplitude, frequency=frequency, noise=noise)
 
 
-def random_recipe(generator: torch.Generator, *, moving: float = 0.75) -> Recipe:
+def random_recipe(
+    generator: torch.Generator, *, moving: float = 0.75, noisy: float = 0.6, thick: float = 0.25
+) -> Recipe:
     """Draw a training recipe: mostly motion, often noise, sometimes the rest, rarely nothing.
 
     Args:
         generator: source of randomness (CPU).
         moving: share of the recipes with motion, which is what takes most of a sample's time.
+        noisy: share with noise.
+        thick: share with thick slices.
     """
 
     def uniform(low: float, high: float) -> float:
@@ -294,8 +298,8 @@ def random_recipe(generator: torch.Generator, *, moving: float = 0.75) -> Recipe
         readout=uniform(0.2, 1.2) if chance(0.2) else 0.0,
         smooth=uniform(0.2, 0.8) if chance(0.2) else 0.0,
         cut=uniform(0.6, 0.95) if chance(0.15) else 1.0,
-        noise=uniform(0.0, STRONGEST_NOISE) if chance(0.6) else 0.0,
+        noise=uniform(0.0, STRONGEST_NOISE) if chance(noisy) else 0.0,
         voxel=voxel(),
         slice_axis=int(uniform(0, 3)),
-        slice_factor=uniform(1.3, 4.5) if chance(0.25) else 1.0,
+        slice_factor=uniform(1.3, 4.5) if chance(thick) else 1.0,
     )

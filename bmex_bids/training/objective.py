@@ -12,7 +12,7 @@ from bmex_bids.training.settings import Settings, architecture_of
 
 __all__ = ["forward", "mask_objective", "pair_objective"]
 
-FLOOR = 5e-5  # squared error below which little more is to be gained: 43 dB
+FLOOR = 5e-5  # squared error below which a gain is not told: 43 dB
 
 
 def forward(
@@ -80,7 +80,7 @@ def _image_error(
     """Error of the enhanced image, and what it gained over the input in dB (without gradient)."""
     given, target, inside = sample
     after, before = (_squared(image, target, inside) for image in (enhanced, given))
-    error = settings.log_squared * torch.log(after + FLOOR).mean()
+    error = settings.log_squared * torch.log(after + settings.floor).mean()
     if settings.absolute or settings.squared or settings.gradient:
         count = inside.sum((1, 2, 3, 4)).clamp_min(1)
         wrong = ((given - target).abs() * inside).sum((1, 2, 3, 4)) / count

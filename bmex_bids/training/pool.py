@@ -9,8 +9,9 @@ the class is not known) and ``brain`` (uint8), all (x, y, z).
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from bmex_bids.training.synthesis import Geometry, Head, synthesise
 
 __all__ = ["enhancement_sample", "main", "mask_sample", "real_sample", "shading"]
 
+Draw = Callable[[torch.Generator], Recipe]
 GRID = 0.8  # mm, of the enhancement networks
 SIZES = {
     "fetal": (0.45, 0.75),
@@ -117,7 +119,7 @@ def enhancement_sample(
     *,
     condition: str = "T1w-24",
     states: int = 8,
-    moving: float = 0.75,
+    draw: Draw = random_recipe,
     lesions: float = 0.3,
 ) -> dict[str, Tensor]:
     """One pair from a label map: the head with the stage's contrast, degraded, then masked.
@@ -129,7 +131,7 @@ def enhancement_sample(
         recipe: how to degrade it; None draws one, and a mask that may be loose.
         condition: one of :data:`bmex_bids.training.stages.CONDITIONS`.
         states: rigid positions told apart in the motion.
-        moving: share of the drawn recipes with motion.
+        draw: what draws a recipe.
         lesions: share of the heads with lesions.
     """
     synthetic = _head(head, table, condition, generator, lesions)
@@ -139,7 +141,7 @@ def enhancement_sample(
     if recipe is not None:
         degraded = degrade(given, grid, recipe, generator, states=states)
         return _packed(degraded, synthetic.clean, tissue, brain, condition)
-    recipe = random_recipe(generator, moving=moving)
+    recipe = draw(generator)
     degraded = degrade(given, grid, recipe, generator, states=states)
     # masks found in practice are often loose: what lies around the brain is to be left alone
     rim = int(uniform(0, 4, generator))
@@ -226,7 +228,7 @@ def real_sample(
     tissue: Tensor | None = None,
     wanted: Tensor | None = None,
     states: int = 8,
-    moving: float = 0.75,
+    draw: Draw = random_recipe,
 ) -> dict[str, Tensor]:
     """One pair from a real, clean, skull-stripped image on the model grid.
 
@@ -238,13 +240,13 @@ def real_sample(
         tissue: (x, y, z) uint8 classes, :data:`IGNORE` where not known; None knows nothing.
         wanted: (x, y, z) the target, such as the clean image without its noise; None: itself.
         states: rigid positions told apart in the motion.
-        moving: share of the drawn recipes with motion.
+        draw: what draws a recipe.
     """
     brain = clean > 0
     median = clean[brain].median()
     wanted = (clean if wanted is None else wanted) / median
     clean = clean / median
-    recipe = recipe or random_recipe(generator, moving=moving)
+    recipe = recipe or draw(generator)
     shape = (clean.shape[0], clean.shape[1], clean.shape[2])
     field = bias_field(shape, uniform(0, 0.06, generator), generator)
     degraded = degrade(clean * field, torch.full((3,), GRID), recipe, generator, states=states)
@@ -348,6 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--real-labels", type=Path, help="folder with their *_dseg.nii.gz")
     parser.add_argument("--real-share", type=float, default=0.3)
     parser.add_argument("--moving", type=float, default=0.75, help="share of recipes with motion")
+    parser.add_argument("--noisy", type=float, default=0.6, help="share of recipes with noise")
+    parser.add_argument("--thick", type=float, default=0.25, help="and with thick slices")
     parser.add_argument("--lesions", type=float, default=0.3, help="share of heads with lesions")
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
@@ -355,6 +359,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
+    draw = functools.partial(
+        random_recipe, moving=args.moving, noisy=args.noisy, thick=args.thick
+    )
     table = label_maps.load_table(args.label_maps / "dseg.tsv")
     training, held = label_maps.split(args.label_maps)
     heads = [label_maps.load_label_map(p, table) for p in (held if args.held_out else training)]
@@ -373,12 +380,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             image = own[int(uniform(0, len(own), generator))]
             sample = real_sample(
                 image.clean, generator, condition=condition, tissue=image.tissue,
-                wanted=image.wanted, moving=args.moving,
+                wanted=image.wanted, draw=draw,
             )
         else:
             sample = enhancement_sample(
-                head, table, generator, condition=condition, moving=args.moving,
-                lesions=args.lesions,
+                head, table, generator, condition=condition, draw=draw, lesions=args.lesions,
             )
         temporary = path.with_suffix(".tmp")
         save_file(sample, temporary)

@@ -133,6 +133,10 @@ class Settings:
         1.0, "loss", "logarithm of each sample's mean squared error, by which a decibel counts the "
         "same wherever it is gained",
     )
+    floor: float = _setting(
+        5e-5, "loss", "squared error (the brain's median is 1) below which that logarithm hardly "
+        "falls; above 0",
+    )
     absolute: float = _setting(0.0, "loss", "mean absolute error (the brain's median is 1)")
     squared: float = _setting(0.0, "loss", "mean squared error")
     gradient: float = _setting(0.0, "loss", "mean absolute error of the gradients")
@@ -165,6 +169,8 @@ class Settings:
                 _check(item, getattr(self, item.name))
         if not self.tissue_weight and not self.enhance_weight:
             raise SettingsError("tissue_weight and enhance_weight are both 0: nothing to train")
+        if not self.floor:
+            raise SettingsError("floor = 0: expected more than 0")
         if self.depth and not by_slices(self):
             raise SettingsError(f"depth {self.depth}: only for an enhancer of slices")
         if self.length and by_slices(self):
