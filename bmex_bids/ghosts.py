@@ -16,7 +16,7 @@ from skimage.filters import threshold_otsu
 
 __all__ = ["STRONG", "ghost_ratio"]
 
-STRONG = 0.02
+STRONG = 0.01
 """Ghost ratio above which a reader is told that the head seems to have moved."""
 BLOCK_MM = 3.0
 GAP_MM = 10.0  # around the head, where its own edge may blur
@@ -90,7 +90,12 @@ def _head(mean: Doubles) -> Mask | None:
 
 
 def _mean_square(power: Doubles) -> list[tuple[float, float]]:
-    """Mean of the blocks' mean squares and its standard error; empty where they are too few."""
+    """Mean of the blocks' mean squares and its standard error; empty where they are too few.
+
+    Of the middle half of them: something that lies beside the head fills a part of the air alone.
+    """
     if len(power) < LEAST_BLOCKS:
         return []
-    return [(float(power.mean()), float(power.std()) / math.sqrt(len(power)))]
+    low, high = np.quantile(power, (0.25, 0.75))
+    middle = power[(power >= low) & (power <= high)]
+    return [(float(middle.mean()), float(power.std()) / math.sqrt(len(power)))]

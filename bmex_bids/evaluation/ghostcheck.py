@@ -72,10 +72,11 @@ def _heads(label_maps: Path) -> Iterator[Tensor]:
         shape = [int(size / GRID) for size in given.labels.shape]
         for condition in CONTRASTS:
             generator = torch.Generator().manual_seed(60_000 + number)
+            contrast = draw_contrast(condition, table.names, table.tissue, generator)
+            contrast.means[0] = 0  # air, to which the synthesis gives some intensity
             made = synthesise(
-                given.labels, given.brain,
-                draw_contrast(condition, table.names, table.tissue, generator), table.tissue,
-                generator, geometry=Geometry(GRID, (shape[0], shape[1], shape[2])),
+                given.labels, given.brain, contrast, table.tissue, generator,
+                geometry=Geometry(GRID, (shape[0], shape[1], shape[2])),
             )
             clean = made.clean * made.bias
             yield clean / clean[made.brain].median()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bmex_bids import __version__
 from bmex_bids.age import STAGES
-from bmex_bids.training.export import enter, export, reference_of
+from bmex_bids.training.export import add_mixing, enter, export, mixing, reference_of
 from bmex_bids.training.labels import HELD_OUT
 from bmex_bids.training.pool import GRID
 from bmex_bids.training.settings import ARCHITECTURES
@@ -90,17 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--templates", type=Path, required=True, help="Template-*.nii.gz")
     parser.add_argument("--data", default="", help="what it was trained on, in words")
     parser.add_argument("--held-out", nargs="*", default=[], help="images kept out")
-    parser.add_argument(
-        "--mix", nargs=2, metavar=("WEIGHTS", "SHARE"),
-        help="other weights of the network, such as those before, and their share in the mean",
-    )
+    add_mixing(parser)
     args = parser.parse_args(argv)
-    mixed = (Path(args.mix[0]), float(args.mix[1])) if args.mix else None
     written: ModelRecord | None = None
     for record in records(args.data, args.held_out):
         if written is None:
             written = export(
-                args.checkpoint, replace(record, name=FILE), args.folder, mixed=mixed
+                args.checkpoint, replace(record, name=FILE), args.folder, mixed=mixing(args)
             )
         suffix, stage = record.suffixes[0], str(record.stage)
         own = replace(

@@ -31,7 +31,8 @@ from bmex_bids.training.stages import CONDITIONS
 from bmex_bids.weights import ModelRecord, list_models, load_network, write_models
 
 __all__ = [
-    "AGES", "enter", "entries", "export", "main", "reference_of", "save_weights", "written",
+    "AGES", "add_mixing", "enter", "entries", "export", "main", "mixing", "reference_of",
+    "save_weights", "written",
 ]  # fmt: skip
 
 AGES = {stage: (low, high) for stage, low, high in STAGES} | {"fetal": FETAL_AGES}
@@ -165,6 +166,19 @@ def reference_of(record: ModelRecord, template: Path) -> dict[str, Any]:
     }
 
 
+def add_mixing(parser: argparse.ArgumentParser) -> None:
+    """The option ``--mix``, which :func:`mixing` reads."""
+    parser.add_argument(
+        "--mix", nargs=2, metavar=("WEIGHTS", "SHARE"),
+        help="other weights of the network, such as those before, and their share in the mean",
+    )
+
+
+def mixing(args: argparse.Namespace) -> tuple[Path, float] | None:
+    """What ``--mix`` said, as :func:`written` takes it."""
+    return (Path(args.mix[0]), float(args.mix[1])) if args.mix else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the export."""
     parser = argparse.ArgumentParser(
@@ -183,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", type=Path, nargs="+", default=[],
                         help="clean image that defines the common scale, of each condition in turn")
     parser.add_argument("--data", default="", help="what it was trained on, in words")
+    add_mixing(parser)
     args = parser.parse_args(argv)
     if args.reference and len(args.reference) != len(args.conditions or [0]):
         parser.error("--reference: expected one image for each of --conditions")
@@ -202,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source="trained by bmex_bids.training",
         training={"Data": args.data, "HeldOutLabelMaps": list(HELD_OUT)},
     )
-    record = written(args.checkpoint, record, args.folder)
+    record = written(args.checkpoint, record, args.folder, mixed=mixing(args))
     records = entries(record, args.conditions, args.name) if args.conditions else [record]
     for number, entry in enumerate(records):
         if args.reference:

@@ -156,14 +156,15 @@ def _rotated(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
     theta = torch.zeros(1, 3, 4)
     theta[0, :, :3] = scaled.flip(0, 1)
     turned = fine.new_empty(size)
-    for start in range(0, size[0], SLAB):  # the coordinates of all voxels would take much memory
-        part = turned[start : start + SLAB]
+    start = 0
+    for part in turned.tensor_split(math.ceil(size[0] / SLAB)):  # coordinates take much memory
         ends = torch.tensor([start, start + len(part) - 1]) * (2 / max(size[0] - 1, 1)) - 1
         own = theta.clone()
         own[0, :, 3] = theta[0, :, 2] * float(ends.mean())
         own[0, :, 2] = theta[0, :, 2] * float(ends.diff()) / 2
         grid = F.affine_grid(own.to(fine), [1, 1, *part.shape], align_corners=True)
         part[:] = F.grid_sample(fine[None, None], grid, align_corners=True)[0, 0]
+        start += len(part)
     return turned
 
 
