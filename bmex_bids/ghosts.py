@@ -16,7 +16,7 @@ from skimage.filters import threshold_otsu
 
 __all__ = ["STRONG", "ghost_ratio"]
 
-STRONG = 0.01
+STRONG = 0.005
 """Ghost ratio above which a reader is told that the head seems to have moved."""
 BLOCK_MM = 3.0
 GAP_MM = 10.0  # around the head, where its own edge may blur
