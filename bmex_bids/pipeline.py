@@ -245,7 +245,7 @@ def _find_brain(
         kept_network(record),
         settings.compute,
         grid_mm=record.grid_mm,
-        scale=None if record.scale == 1.0 else record.scale,
+        scale=record.head_scale,
     )
     return mask, "input was already skull-stripped" if stripped else "network", record
 

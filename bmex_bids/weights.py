@@ -103,6 +103,11 @@ class ModelRecord:
         """The weights file."""
         return self.directory / self.file
 
+    @property
+    def head_scale(self) -> float | None:
+        """``scale`` of :func:`bmex_bids.brainmask.brain_mask`: None where the head says it."""
+        return None if self.scale == 1.0 else self.scale
+
 
 def models_dir(explicit: Path | None) -> list[Path]:
     """Folders to look for models in: the one asked for, then the bundled one.

@@ -54,7 +54,7 @@ def reference_mask(
         load_network(record),
         resolve("cpu", "auto"),
         grid_mm=record.grid_mm,
-        scale=None if record.scale == 1.0 else record.scale,
+        scale=record.head_scale,
     )
     return inside, "voxels that are not 0" if stripped else "brain extraction", stripped
 

@@ -104,7 +104,7 @@ def _brain(scan: Scan, image: Image, volume: Array, how: Preparation) -> Mask:
     model = how.mask_model
     mask, _ = brain_mask(
         volume, image.affine, load_network(model), how.compute, grid_mm=model.grid_mm,
-        scale=None if model.scale == 1.0 else model.scale,
+        scale=model.head_scale,
     )
     return mask
 
