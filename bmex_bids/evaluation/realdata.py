@@ -89,6 +89,7 @@ def _colin_table(bids: Path, out: Path) -> list[dict[str, object]]:
         made = load_image(folder / f"sub-{name}_desc-preproc_T1w.nii.gz").data
         found = load_image(folder / f"sub-{name}_space-T1w_desc-brain_mask.nii.gz").data > 0
         sidecar = json.loads((folder / f"sub-{name}_desc-enhanced_T1w.json").read_text())
+        ghosts = sidecar["Metrics"].get("GhostRatio")  # not known where the air is empty
         rows.append({
             "image": f"Colin27, {name}",
             "psnr_before": round(metrics.psnr(given, clean, mask, top), 2),
@@ -98,6 +99,7 @@ def _colin_table(bids: Path, out: Path) -> list[dict[str, object]]:
             "mask_dice_to_clean": round(metrics.dice(found, mask), 4),
             "tct_before": round(float(sidecar["Metrics"]["TCTBefore"]), 3),
             "tct_after": round(float(sidecar["Metrics"]["TCTAfter"]), 3),
+            "ghosts": "n/a" if ghosts is None else round(float(ghosts), 4),
         })
     return rows
 
