@@ -68,11 +68,12 @@ def ghost_ratio(volume: Array, zooms: npt.NDArray[np.float64]) -> float:
 
 def _blocks(volume: Array, sides: list[int], *, squared: bool = False) -> Doubles:
     """Mean intensity, or mean square, of the blocks that fit into a volume."""
-    whole = [size // side * side for size, side in zip(volume.shape, sides, strict=True)]
-    cut = volume[: whole[0], : whole[1], : whole[2]]
-    (x, y, z), (a, b, c) = (size // side for size, side in zip(whole, sides, strict=True)), sides
+    a, b, c = sides
+    x, y, z = (size // side for size, side in zip(volume.shape, sides, strict=True))
     found = np.empty((x, y, z))
-    for slab, made in zip(cut.reshape(x, a, y, b, z, c), found, strict=True):  # one at a time
+    for number, made in enumerate(found):  # a slab at a time, since a copy of all takes memory
+        slab = volume[a * number : a * (number + 1), : b * y, : c * z]
+        slab = slab.reshape(a, y, b, z, c)
         made[:] = np.mean(slab**2 if squared else slab, (0, 2, 4), dtype=np.float64)
     return found
 
