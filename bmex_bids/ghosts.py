@@ -79,13 +79,16 @@ def _blocks(volume: Array, sides: list[int], *, squared: bool = False) -> Double
 
 
 def _head(mean: Doubles) -> Mask | None:
-    """What is bright, in one piece, its dark layers closed; None where nothing is."""
+    """What is bright, in one piece, dark layers closed, thin ghosts gone; None if nothing is."""
     amplitude = np.sqrt(np.maximum(mean, 0))
     if not np.ptp(amplitude) > 0:
         return None
-    bright = np.pad(amplitude > threshold_otsu(amplitude), 4)
-    closed = ndimage.binary_closing(bright, iterations=3)[4:-4, 4:-4, 4:-4]
-    pieces, _ = ndimage.label(closed)
+    bright = np.pad(amplitude > threshold_otsu(amplitude), 4, mode="edge")
+    closed = ndimage.binary_closing(bright, iterations=3)
+    thick = ndimage.binary_opening(closed, iterations=2)[4:-4, 4:-4, 4:-4]
+    if not thick.any():
+        return None
+    pieces, _ = ndimage.label(thick)
     head: Mask = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
     return head
 
