@@ -47,10 +47,17 @@ def ghost_ratio(volume: Array, zooms: npt.NDArray[np.float64]) -> float:
     if any(size < 4 * side for size, side in zip(volume.shape, sides, strict=True)):
         return math.nan
     mean, power = _blocks(volume, sides), _blocks(volume, sides, squared=True)
-    head = _head(mean)
+    block = np.asarray(zooms, np.float64) * sides
+    found = _ratio(mean, power, block, _head(mean))
+    if math.isnan(found):  # ghosts that stick to the head may have filled the air
+        found = _ratio(mean, power, block, _head(mean, opened=True))
+    return found
+
+
+def _ratio(mean: Doubles, power: Doubles, block: Doubles, head: Mask | None) -> float:
+    """The ghost ratio from blocks of these sides in mm, given where the head is."""
     if head is None:
         return math.nan
-    block = np.asarray(zooms, np.float64) * sides
     around = ndimage.distance_transform_edt(~head, block) < GAP_MM
     air = ~around & (power > 0)  # zeros were written there, not measured
     beside = [np.broadcast_to(around.any(axis, keepdims=True), air.shape) for axis in range(3)]
@@ -61,8 +68,8 @@ def ghost_ratio(volume: Array, zooms: npt.NDArray[np.float64]) -> float:
     nowhere = _mean_square(power[air & ~beside[0] & ~beside[1] & ~beside[2]])
     if not along or len(along) + len(nowhere) < 2:
         return math.nan
-    (most, error), (least, other) = max(along), min(along + nowhere)
-    ghosts = max(most - least - 2 * math.hypot(error, other), 0.0)
+    (most, error), (least, other_error) = max(along), min(along + nowhere)
+    ghosts = max(most - least - 2 * math.hypot(error, other_error), 0.0)
     return math.sqrt(ghosts) / float(np.median(mean[head]))
 
 
@@ -78,17 +85,21 @@ def _blocks(volume: Array, sides: list[int], *, squared: bool = False) -> Double
     return found
 
 
-def _head(mean: Doubles) -> Mask | None:
-    """What is bright, in one piece, dark layers closed, thin ghosts gone; None if nothing is."""
+def _head(mean: Doubles, *, opened: bool = False) -> Mask | None:
+    """What is bright, in one piece, its dark layers closed; None where nothing is.
+
+    ``opened`` takes away what is thin: ghosts, and with them the nose and the ears.
+    """
     amplitude = np.sqrt(np.maximum(mean, 0))
     if not np.ptp(amplitude) > 0:
         return None
-    bright = np.pad(amplitude > threshold_otsu(amplitude), 4, mode="edge")
-    closed = ndimage.binary_closing(bright, iterations=3)
-    thick = ndimage.binary_opening(closed, iterations=2)[4:-4, 4:-4, 4:-4]
-    if not thick.any():
+    bright = np.pad(amplitude > threshold_otsu(amplitude), 4)
+    whole = ndimage.binary_closing(bright, iterations=3)
+    if opened:
+        whole = ndimage.binary_opening(whole, iterations=2)
+    pieces, count = ndimage.label(whole[4:-4, 4:-4, 4:-4])
+    if not count:
         return None
-    pieces, _ = ndimage.label(thick)
     head: Mask = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
     return head
 

@@ -73,3 +73,14 @@ def test_the_check_measures_still_and_moved_heads() -> None:
     assert [row.kind for row in rows[:2]] == ["", "rotation"] and len(rows) == 13
     assert rows[0].ratio < STRONG
     assert any(row.ratio > STRONG for row in rows if row.severity == "severe")
+
+
+def test_thin_ghosts_that_stick_to_the_head_are_not_its_shape() -> None:
+    """A bright sheet, joined to the head by a rod, hides all air but that beside it along x."""
+    made = noisy(head() + 0.1 * np.roll(head(), 58, 1), 0.03)
+    free = ghost_ratio(made, ZOOMS)
+    made[:4] = 1
+    made[:50, 56:60, 52:56] = 1
+    assert ghost_ratio(made, ZOOMS) == pytest.approx(free, rel=0.2)
+    made[:, 4:-4] = 1  # nothing but the sheets' ends is left
+    assert np.isnan(ghost_ratio(made, ZOOMS))
