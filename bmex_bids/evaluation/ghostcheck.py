@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bmex_bids.ghosts import STRONG, ghost_ratio
+from bmex_bids.image import load_image
 from bmex_bids.training import labels
 from bmex_bids.training.degrade import PHASE_AXES, Recipe, degrade, standard_recipe
 from bmex_bids.training.fields import uniform
@@ -31,6 +32,7 @@ __all__ = ["Row", "main", "measured"]
 GRID = 1.6  # mm
 CONTRASTS = ("T1w-24", "T2w-24", "T1w-6", "T2w-0")
 SEVERITIES = ("minor", "moderate", "severe")
+DRAWS = 2  # of each kind and severity, of a head
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,9 @@ def _heads(label_maps: Path) -> Iterator[Tensor]:
 
 def _real(path: Path) -> tuple[Tensor, float]:
     """A real head at about twice its voxel size, and that size in mm."""
-    image = nib.as_closest_canonical(nib.load(path))
-    volume = torch.from_numpy(np.asarray(image.dataobj, np.float32))
-    coarse = torch.nn.functional.avg_pool3d(volume[None, None], 2)[0, 0]
-    side = 2 * float(np.mean(image.header.get_zooms()[:3]))
+    image = load_image(path)
+    coarse = F.avg_pool3d(torch.from_numpy(image.data)[None, None], 2)[0, 0]
+    side = 2 * float(np.mean(image.zooms))
     return coarse / coarse[coarse > coarse.mean()].median(), side
 
 
@@ -113,16 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("label_maps", type=Path)
     parser.add_argument("--head", type=Path, help="a real, clean, whole head")
-    parser.add_argument("--draws", type=int, default=2, help="of each kind and severity")
     args = parser.parse_args(argv)
     rows = [
         row for number, head in enumerate(_heads(args.label_maps))
-        for row in measured(head, GRID, number, args.draws)
+        for row in measured(head, GRID, number, DRAWS)
     ]
     print(_summary(rows))
     if args.head is not None:
         head, side = _real(args.head)
-        rows = [row for seed in range(4) for row in measured(head, side, seed, args.draws)]
+        rows = [row for seed in range(4) for row in measured(head, side, seed, DRAWS)]
         print(f"\n{args.head.name}\n\n{_summary(rows)}")
     return 0
 
