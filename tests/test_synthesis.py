@@ -242,6 +242,26 @@ def test_measured_statistics_by_hand() -> None:
     assert "lesion" not in found
 
 
+@pytest.mark.parametrize("true", [2.0, 0.3])
+def test_narrow_spaces_do_not_draw_fluid_towards_grey_matter(true: float) -> None:
+    rng = np.random.default_rng(0)
+    noise = lambda n: rng.normal(0, 0.05 * true, n)  # noqa: E731
+    share = rng.random(4000)  # of tissue in the voxels of sulci
+    sulci = np.clip(true + noise(4000) + share * (1 - true), 0, None)
+    ventricle = np.concatenate([true + noise(300), 1 + noise(150)])  # a third of it is tissue
+    mean, spread = measure.pure_fluid([sulci, ventricle], grey=1.0)
+    assert mean == pytest.approx(true, rel=0.08)
+    assert spread == pytest.approx(0.05, abs=0.03)
+    assert abs(np.median(sulci) - true) > 0.3 * abs(1 - true)  # what its median would have said
+
+
+def test_fluid_has_one_intensity_in_all_spaces() -> None:
+    for condition in stages.CONDITIONS[1:]:
+        table = stages.contrast_of(condition)
+        found = {table[name] for name in stages.FLUIDS if name in table}
+        assert len(found) == 1, condition
+
+
 def test_texture_has_unit_variance_and_bias_is_positive() -> None:
     assert float(fields.texture((20, 24, 28), (2, 4), generator()).std()) == pytest.approx(1)
     assert float(fields.bias_field((8, 9, 10), 0.3, generator()).min()) > 0

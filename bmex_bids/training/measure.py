@@ -2,7 +2,8 @@
 
 Writes ``contrasts.json``: per condition and structure the mean, relative to the brain's median, the
 relative standard deviation inside it, and the number of voxels. Voxels at a border are left out,
-so that partial volume does not count; the standard deviation is of the middle 90%.
+so that partial volume does not count; the standard deviation is of the middle 90%. All spaces of
+fluid get one intensity, since their fluid is the same (:func:`pure_fluid`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from scipy import ndimage
 
 from bmex_bids.image import load_image
 from bmex_bids.training import labels as label_maps
-from bmex_bids.training.stages import CONDITIONS, structure
+from bmex_bids.training.stages import CONDITIONS, FLUIDS, structure
 
-__all__ = ["main", "structure_statistics"]
+__all__ = ["main", "pure_fluid", "structure_statistics"]
 
+GREY = 2
 LEAST = 60  # voxels that a mean needs
 
 
@@ -42,6 +44,8 @@ def structure_statistics(
         relative to the brain's median.
     """
     median = float(np.median(image[image > 0]))
+    grey = float(np.median(image[(tissue == GREY) & (image > 0)])) / median
+    fluids: dict[str, npt.NDArray[np.float32]] = {}
     inner = np.zeros(image.shape, bool)
     for value in (1, 2, 3):
         # cortex is thin: only voxels whose 6-neighbours are all of the tissue are sure
@@ -56,6 +60,8 @@ def structure_statistics(
         if sure.sum() < LEAST:
             continue
         values = image[sure] / median
+        if own in FLUIDS:
+            fluids[own] = values
         low, high = np.quantile(values, (0.05, 0.95))
         middle = values[(values >= low) & (values <= high)]
         found[own] = [
@@ -63,7 +69,35 @@ def structure_statistics(
             round(float(middle.std() / max(middle.mean(), 1e-3)) * 1.2, 4),
             float(sure.sum()),
         ]
+    if fluids:
+        mean, spread = pure_fluid(list(fluids.values()), grey)
+        for own, values in fluids.items():
+            found[own] = [round(mean, 4), round(spread, 4), float(len(values))]
     return found
+
+
+def pure_fluid(spaces: Sequence[npt.NDArray[np.float32]], grey: float) -> tuple[float, float]:
+    """Intensity of cerebrospinal fluid, from spaces of which none is wide.
+
+    Infants' sulci and ventricles are narrow: most of their voxels hold some tissue, or blood that
+    flows and is dark, which draws the median of a space towards grey matter. The outer quartile of
+    the space farthest from grey matter is nearest to fluid alone.
+
+    Args:
+        spaces: intensities of each space's voxels.
+        grey: intensity of grey matter.
+
+    Returns:
+        Mean and relative standard deviation, from the quarter of the voxels beyond the mean.
+    """
+    pooled = np.concatenate(spaces)
+    bright = bool(np.mean(pooled > grey) > 0.5)
+    level, edge = (0.75, 0.95) if bright else (0.25, 0.05)
+    means = [float(np.quantile(values, level)) for values in spaces]
+    best = int(np.argmax(means) if bright else np.argmin(means))
+    # from a normal distribution's quartile to its last 5% is 0.97 standard deviations
+    spread = abs(float(np.quantile(spaces[best], edge)) - means[best]) / 0.97
+    return means[best], spread / max(means[best], 1e-3)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "KINDS", "SEVERITIES", "corrupt", "mean_position", "readout_blur", "smooth_phase", "trajectory",
+    "KINDS", "SEVERITIES", "corrupt", "mean_position", "quantised", "readout_blur",
+    "rotation_matrix", "smooth_phase", "trajectory",
 ]
 
 KINDS = ("rotation", "periodic", "continuous", "sudden")
@@ -136,6 +137,15 @@ def _twice_as_fine(volume: Tensor) -> Tensor:
     return volume
 
 
+def rotation_matrix(degrees: Tensor) -> Tensor:
+    """(3, 3) product of the turns about x, y and z by (3,) degrees."""
+    a, b, c = (math.radians(float(d)) for d in degrees)
+    one = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
+    two = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
+    three = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
+    return (one @ two @ three).to(torch.float32)
+
+
 def _rotated(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
     """A volume turned about its centre by three angles, rigidly in mm.
 
@@ -144,11 +154,7 @@ def _rotated(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
         zooms: (3,) voxel size of the volume in mm.
         degrees: (3,) angles about x, y and z.
     """
-    a, b, c = (math.radians(float(d)) for d in degrees)
-    one = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
-    two = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
-    three = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
-    rotation = (one @ two @ three).to(torch.float32)
+    rotation = rotation_matrix(degrees)
     # grid_sample works in the order z, y, x of units that span the volume
     size = [(n + 1) // 2 for n in fine.shape]
     side = zooms.cpu() * torch.tensor([n - 1 for n in size], dtype=torch.float32) / 2
@@ -172,6 +178,22 @@ def _ramp(frequency: Tensor, millimetres: float, zoom: float) -> Tensor:
     """Phase ramp of a shift, at frequencies in cycles per voxel."""
     angle = -2 * math.pi * frequency * (millimetres / zoom)
     return torch.polar(torch.ones_like(angle), angle)
+
+
+def quantised(position: Tensor, origin: float, states: int) -> Tensor:
+    """Positions along a trajectory relative to ``origin``, which is one of a few steps.
+
+    Args:
+        position: (lines,) from :func:`trajectory`.
+        origin: the position at which the head is not moved.
+        states: greatest number of positions told apart.
+
+    Returns:
+        (lines,) rounded positions; what stays together has exactly the same value.
+    """
+    centred = position - origin
+    step = max(2 * float(centred.abs().max()) / states, 1e-6)
+    return torch.round(centred / step) * step
 
 
 def corrupt(
@@ -208,13 +230,10 @@ def corrupt(
     lines = volume.shape[axis]
     if position.shape != (lines,):
         raise ValueError(f"{tuple(position.shape)} positions for {lines} phase-encoding lines")
-    centred = position - (position[lines // 2] if origin is None else origin)
-    if float(centred.abs().max()) * float(direction.abs().max()) < 1e-6:
+    origin = float(position[lines // 2]) if origin is None else origin
+    if float((position - origin).abs().max()) * float(direction.abs().max()) < 1e-6:
         return volume.clone()
-    span = float(centred.abs().max())
-    # quantised so that the origin is a level
-    step = max(2 * span / states, 1e-6)
-    level = torch.round(centred / step)
+    level = quantised(position, origin, states)
     frequency = torch.fft.fftshift(torch.fft.fftfreq(lines, device=volume.device))
     order = [a for a in range(3) if a != axis] + [axis]
     places = torch.arange(lines, device=volume.device, dtype=torch.float32)
@@ -224,7 +243,7 @@ def corrupt(
     fine = _twice_as_fine(volume) if bool(direction[3:].any()) else None
     for value in level.unique():
         chosen = torch.nonzero(level == value)[:, 0].to(volume.device)
-        pose = direction * float(value) * step
+        pose = direction * float(value)
         moved = volume if fine is None or not value else _rotated(fine, zooms, pose[3:])
         moved = moved.permute(order)
         angle = -2 * math.pi * places[:, None] * frequency[chosen][None, :]

@@ -39,6 +39,10 @@ BETWEEN = {"3": ("0", "6"), "18": ("12", "24")}
 """Stages without a clean image of their own, and the measured ones around them."""
 
 WHITE, GREY, FLUID = "cerebral white matter", "cerebral cortex", "lateral ventricle"
+FLUIDS = (
+    "CSF", "lateral ventricle", "inferior lateral ventricle", "3rd ventricle", "4th ventricle",
+)
+"""Structures that hold cerebrospinal fluid, which has one intensity in all of them."""
 MYELINATED, ORIGIN = "ventral DC", ("thalamus", "ventral DC")
 MYELINATING = ("0", "3", "6")
 """Stages whose white matter has begun to myelinate from the centre outwards."""
