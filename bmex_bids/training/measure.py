@@ -25,6 +25,7 @@ __all__ = ["main", "pure_fluid", "structure_statistics"]
 
 GREY = 2
 LEAST = 60  # voxels that a mean needs
+ROOMY = 500  # and a space of fluid whose outer quartile is taken
 
 
 def structure_statistics(
@@ -69,8 +70,8 @@ def structure_statistics(
             round(float(middle.std() / max(middle.mean(), 1e-3)) * 1.2, 4),
             float(sure.sum()),
         ]
-    if fluids:
-        mean, spread = pure_fluid(list(fluids.values()), grey)
+    if roomy := [values for values in fluids.values() if len(values) >= ROOMY]:
+        mean, spread = pure_fluid(roomy, grey)
         for own, values in fluids.items():
             found[own] = [round(mean, 4), round(spread, 4), float(len(values))]
     return found
