@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from bmex_bids.training import anatomy, fields, labels, measure, pool, stages, synthesis
+from bmex_bids.training import (
+    anatomy,
+    fields,
+    labels,
+    losses,
+    measure,
+    pool,
+    stages,
+    synthesis,
+    template_labels,
+)
 from bmex_bids.training.degrade import Recipe
 
 NAMES = [
@@ -266,3 +276,14 @@ def test_texture_has_unit_variance_and_bias_is_positive() -> None:
     assert float(fields.texture((20, 24, 28), (2, 4), generator()).std()) == pytest.approx(1)
     assert float(fields.bias_field((8, 9, 10), 0.3, generator()).min()) > 0
     assert bool((fields.bias_field((8, 9, 10), 0.0, generator()) == 1).all())
+
+
+def test_white_matter_at_the_surface_is_not_known() -> None:
+    tissue = np.zeros((20, 20, 20), np.uint8)
+    tissue[3:17, 3:17, 3:17] = 3
+    tissue[3, 5, 5] = 1  # what is not white stays
+    found = template_labels.without_white_rim(tissue)
+    assert set(np.unique(found[5:15, 5:15, 5:15])) == {3}
+    assert found[3, 5, 5] == 1
+    assert found[4, 10, 10] == losses.IGNORE
+    assert not found[tissue == 0].any()

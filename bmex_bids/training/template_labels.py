@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from bmex_bids.training import labels as label_maps
 from bmex_bids.training.losses import IGNORE
 
-__all__ = ["Brain", "first_guess", "label_brain", "main", "transferred"]
+__all__ = ["Brain", "first_guess", "label_brain", "main", "transferred", "without_white_rim"]
 
 Volume = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
@@ -208,7 +209,7 @@ def label_brain(brain: Brain, guess: Labels, atlases: Sequence[Atlas]) -> tuple[
     if brain.stage == "0":  # three classes would mix what five have told apart
         deep = [np.isin(labels, _deep_white(table)) for labels in moved]
         tissue = np.where(np.all(deep, axis=0) & (guess == GREY), WHITE, guess).astype(np.uint8)
-        return tissue, _agree(moved, tissue, table)
+        return without_white_rim(tissue), _agree(moved, tissue, table)
     tissues = [guess, guess, *(_tissue_of(table)[labels] for labels in moved)]
     prior = [
         ants.smooth_image(_as_image(np.mean([t == c for t in tissues], axis=0), like), 0.8).numpy()
@@ -216,7 +217,19 @@ def label_brain(brain: Brain, guess: Labels, atlases: Sequence[Atlas]) -> tuple[
     ]
     total = np.maximum(sum(prior), 1e-3)
     tissue = _mixture(brain, [p / total for p in prior], 0.15)
-    return tissue, _agree(moved, tissue, table)
+    return without_white_rim(tissue), _agree(moved, tissue, table)
+
+
+def without_white_rim(tissue: Labels) -> Labels:
+    """Labels whose white matter at the brain's surface is :data:`IGNORE`.
+
+    Where the image ends, fluid fades into the dark outside and looks like white matter on T2w.
+
+    Args:
+        tissue: (x, y, z) classes, 0 outside the brain.
+    """
+    inner = ndimage.binary_erosion(tissue > 0, iterations=2)
+    return np.where((tissue == WHITE) & ~inner, IGNORE, tissue).astype(np.uint8)
 
 
 def _deep_white(table: label_maps.LabelTable) -> list[int]:
