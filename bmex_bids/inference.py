@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from bmex_bids.mixture import posterior
 from bmex_bids.networks import TISSUES
+from bmex_bids.similar import noise_level
 from bmex_bids.tiles import NoTileError, ramps, tile_shape
 
 __all__ = [
-    "Compute", "enhance_volume", "lay_out", "mask_volume", "mixed", "resolve", "three_tissues",
-    "tissue_method",
+    "Compute", "enhance_volume", "enhancement_strength", "lay_out", "mask_volume", "mixed",
+    "resolve", "three_tissues", "tissue_method",
 ]  # fmt: skip
 
 OVERLAP = 32  # voxels that neighbouring tiles share
@@ -35,6 +36,9 @@ BFLOAT16_SHARE = 0.75  # of the float32 peak, measured: some tensors stay float3
 FLIPS: tuple[tuple[int, ...], ...] = (
     (), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2),
 )  # fmt: skip
+
+QUIET, NOISY = 0.003, 0.006  # noise as a share of the brain's median
+GENTLE = 0.4  # share of the change that an image without noise gets
 
 # How PyTorch says it on a CPU, in its own words and in those of oneDNN and of C++.
 OUT_OF_MEMORY = re.compile(r"allocate memory|out[ _]of[ _]memory|bad_alloc", re.IGNORECASE)
@@ -142,7 +146,7 @@ def enhance_volume(
     Returns:
         Probabilities (4, x, y, z) of background, CSF, GM, WM, summing to one, and of lesions as a
         fifth where the network has that class; the enhanced
-        image (x, y, z); with ``flips`` the standard deviation (x, y, z) of the enhanced image over
+        image (x, y, z), which changes by :func:`enhancement_strength` of what the network says; with ``flips`` the standard deviation (x, y, z) of the enhanced image over
         the flips, else None.
 
     Raises:
@@ -171,7 +175,27 @@ def enhance_volume(
     probabilities = mean[:-1]
     if mixture:
         probabilities = mixed(network, probabilities, volume)
-    return probabilities, mean[-1], deviation
+    strength = np.float32(enhancement_strength(network, volume))
+    enhanced = volume + strength * (mean[-1] - volume) if strength < 1 else mean[-1]
+    return probabilities, enhanced, None if deviation is None else strength * deviation
+
+
+def enhancement_strength(network: nn.Module, volume: Volume) -> float:
+    """How much of an enhancer's change :func:`enhance_volume` applies, up to 1.
+
+    An enhancer that learnt from noisy images smooths those without noise, too, and takes away more
+    than it mends. So where a network is for it (``restrained``) an image with hardly any noise
+    gets a part of the change (:data:`GENTLE`), one with noise all of it.
+
+    Args:
+        network: that enhances; published ones are not for it.
+        volume: (x, y, z) what the network is given, 0 outside the brain.
+    """
+    inside = volume > 0
+    if not getattr(network, "restrained", False) or not inside.any():
+        return 1.0
+    noise = noise_level(volume, inside) / float(np.median(volume[inside]))
+    return float(np.interp(noise, (QUIET, NOISY), (GENTLE, 1.0)))
 
 
 def mixed(network: nn.Module, probabilities: Volume, volume: Volume) -> Volume:

@@ -358,6 +358,7 @@ class TissueGuidedUNet(nn.Module):
     """
 
     mixture = True  # of its tissues, see bmex_bids.mixture; the enhancer sees what the network says
+    restrained = True  # where there is no noise, see inference.enhancement_strength
 
     def __init__(
         self,

@@ -25,7 +25,12 @@ from bmex_bids.commonscale import map_to_reference, median_of
 from bmex_bids.derivatives import Result
 from bmex_bids.ghosts import STRONG, ghost_ratio
 from bmex_bids.image import Image, ImageError, load_image
-from bmex_bids.inference import Compute, enhance_volume, tissue_method
+from bmex_bids.inference import (
+    Compute,
+    enhance_volume,
+    enhancement_strength,
+    tissue_method,
+)
 from bmex_bids.spatial import Grid, box_around, conform, model_grid, onto_grid, restore
 from bmex_bids.weights import ModelRecord, WeightsError, find_mask_model, kept_network
 
@@ -93,6 +98,7 @@ class _Output:
     enhanced: Array
     inside: Mask
     uncertainty: Array | None
+    strength: float  # share of the network's change that was applied
     notes: tuple[str, ...] = ()  # why the CPU computed, where it was not asked to
 
 
@@ -159,6 +165,7 @@ def enhance_run(
         flags = (*_flags(numbers, image, mask, origin), *refused, *notes, *out.notes)
     scale = {"Enhanced": scaling.text, "Anchors": [list(p) for p in anchors], "InputFactor": factor}
     provenance = _provenance(job, settings, record, mask_model, origin, field, scale)
+    provenance["EnhancementStrength"] = round(out.strength, 2) if keep else None
     provenance["Notes"] = [*image.notes, *notes, *out.notes]
     if out.notes:
         provenance["Device"] = "cpu"
@@ -264,8 +271,9 @@ def _apply_network(
     gain = intensity.brain_gain(conformed, inside) * record.scale
     given = np.minimum(conformed * gain, BRIGHTEST * record.scale).astype(np.float32)
     notes: list[str] = []
+    network = kept_network(record)
     probabilities, enhanced, spread = enhance_volume(
-        *(kept_network(record), given, settings.compute),
+        *(network, given, settings.compute),
         flips=settings.uncertainty and not settings.measure_only,
         enhance=not settings.measure_only,
         warn=notes.append,
@@ -278,6 +286,7 @@ def _apply_network(
         enhanced=np.maximum(conformed + change, 0) * inside,
         inside=inside,
         uncertainty=None if spread is None else (spread / gain).astype(np.float32),
+        strength=enhancement_strength(network, given),
         notes=tuple(notes),
     )
 

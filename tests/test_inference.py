@@ -283,6 +283,34 @@ def test_flips_of_a_symmetric_network_change_nothing() -> None:
     np.testing.assert_allclose(flipped[2], 0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("noise", "strength"), [(0.0, 0.4), (0.002, 0.4), (0.0045, 0.7), (0.008, 1.0)]
+)
+def test_an_image_without_noise_gets_a_part_of_the_change(noise: float, strength: float) -> None:
+    clean = np.full((40, 40, 40), 2.0, np.float32)
+    clean[:4] = 0
+    draw = np.random.default_rng(1).normal(0, 2 * noise, clean.shape)
+    given = np.where(clean > 0, clean + draw, 0).astype(np.float32)
+    restrained = Pointwise()
+    restrained.restrained = True
+    said = enhance_volume(Pointwise(), given, CPU)[1]
+    made = enhance_volume(restrained, given, CPU, flips=True)
+    share = inference.enhancement_strength(restrained, given)
+    assert share == pytest.approx(strength, abs=0.06)
+    np.testing.assert_allclose(made[1], given + share * (said - given), rtol=1e-4, atol=1e-5)
+    assert inference.enhancement_strength(Pointwise(), given) == 1
+    assert inference.enhancement_strength(restrained, np.zeros_like(given)) == 1
+
+
+def test_the_uncertainty_shrinks_with_the_change() -> None:
+    plain, restrained = Position(), Position()
+    restrained.restrained = True
+    x = np.ones((6, 4, 4), np.float32)
+    full, part = (enhance_volume(n, x, CPU, flips=True)[2] for n in (plain, restrained))
+    assert full is not None and part is not None
+    np.testing.assert_allclose(part, inference.GENTLE * full, rtol=1e-6)
+
+
 def test_progress_counts_flips_and_tiles() -> None:
     told: list[tuple[int, int]] = []
     x = volume(8, 8, 24)
