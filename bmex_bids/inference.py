@@ -145,9 +145,9 @@ def enhance_volume(
 
     Returns:
         Probabilities (4, x, y, z) of background, CSF, GM, WM, summing to one, and of lesions as a
-        fifth where the network has that class; the enhanced
-        image (x, y, z), which changes by :func:`enhancement_strength` of what the network says; with ``flips`` the standard deviation (x, y, z) of the enhanced image over
-        the flips, else None.
+        fifth where the network has that class; the enhanced image (x, y, z), in which
+        :func:`enhancement_strength` of the network's change is applied; with ``flips`` the standard
+        deviation (x, y, z) of the enhanced image over the flips, else None.
 
     Raises:
         MemoryError: not even the smallest tile fits.
