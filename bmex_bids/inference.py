@@ -123,6 +123,7 @@ def enhance_volume(
     flips: bool = False,
     enhance: bool = True,
     mixture: bool = True,
+    strength: float | None = None,
     progress: Progress | None = None,
     warn: Warn = _say,
 ) -> tuple[Volume, Volume, Volume | None]:
@@ -140,14 +141,15 @@ def enhance_volume(
         mixture: where the network is for it (``mixture``), its probabilities are the prior of
             :func:`bmex_bids.mixture.posterior`, see :func:`mixed`; without, they come back as they
             are.
+        strength: share of the enhancer's change that is applied; by default
+            :func:`enhancement_strength`.
         progress: called with (steps done, steps in all).
         warn: told when the GPU's memory is too small, so that the CPU computes.
 
     Returns:
         Probabilities (4, x, y, z) of background, CSF, GM, WM, summing to one, and of lesions as a
-        fifth where the network has that class; the enhanced image (x, y, z), in which
-        :func:`enhancement_strength` of the network's change is applied; with ``flips`` the standard
-        deviation (x, y, z) of the enhanced image over the flips, else None.
+        fifth where the network has that class; the enhanced image (x, y, z); with ``flips`` the
+        standard deviation (x, y, z) of the enhanced image over the flips, else None.
 
     Raises:
         MemoryError: not even the smallest tile fits.
@@ -175,13 +177,15 @@ def enhance_volume(
     probabilities = mean[:-1]
     if mixture:
         probabilities = mixed(network, probabilities, volume)
-    strength = np.float32(enhancement_strength(network, volume))
-    enhanced = volume + strength * (mean[-1] - volume) if strength < 1 else mean[-1]
-    return probabilities, enhanced, None if deviation is None else strength * deviation
+    if not enhance:
+        return probabilities, mean[-1], deviation
+    share = np.float32(enhancement_strength(network, volume) if strength is None else strength)
+    enhanced = volume + share * (mean[-1] - volume) if share < 1 else mean[-1]
+    return probabilities, enhanced, None if deviation is None else share * deviation
 
 
 def enhancement_strength(network: nn.Module, volume: Volume) -> float:
-    """How much of an enhancer's change :func:`enhance_volume` applies, up to 1.
+    """The share of an enhancer's change that suits an image, up to 1.
 
     An enhancer that learnt from noisy images smooths those without noise, too, and takes away more
     than it mends. So where a network is for it (``restrained``) an image with hardly any noise

@@ -98,7 +98,7 @@ class _Output:
     enhanced: Array
     inside: Mask
     uncertainty: Array | None
-    strength: float  # share of the network's change that was applied
+    strength: float | None  # share of the network's change that was applied, if it was wanted
     notes: tuple[str, ...] = ()  # why the CPU computed, where it was not asked to
 
 
@@ -165,7 +165,7 @@ def enhance_run(
         flags = (*_flags(numbers, image, mask, origin), *refused, *notes, *out.notes)
     scale = {"Enhanced": scaling.text, "Anchors": [list(p) for p in anchors], "InputFactor": factor}
     provenance = _provenance(job, settings, record, mask_model, origin, field, scale)
-    provenance["EnhancementStrength"] = round(out.strength, 2) if keep else None
+    provenance["EnhancementStrength"] = None if out.strength is None else round(out.strength, 2)
     provenance["Notes"] = [*image.notes, *notes, *out.notes]
     if out.notes:
         provenance["Device"] = "cpu"
@@ -272,8 +272,10 @@ def _apply_network(
     given = np.minimum(conformed * gain, BRIGHTEST * record.scale).astype(np.float32)
     notes: list[str] = []
     network = kept_network(record)
+    strength = None if settings.measure_only else enhancement_strength(network, given)
     probabilities, enhanced, spread = enhance_volume(
         *(network, given, settings.compute),
+        strength=strength,
         flips=settings.uncertainty and not settings.measure_only,
         enhance=not settings.measure_only,
         warn=notes.append,
@@ -286,7 +288,7 @@ def _apply_network(
         enhanced=np.maximum(conformed + change, 0) * inside,
         inside=inside,
         uncertainty=None if spread is None else (spread / gain).astype(np.float32),
-        strength=enhancement_strength(network, given),
+        strength=strength,
         notes=tuple(notes),
     )
 

@@ -65,6 +65,6 @@ def test_known_motion_is_undone_and_better_with_phase(head: torch.Tensor) -> Non
 def test_table_of_a_head(head: torch.Tensor, tmp_path: Path,
                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     nib.save(nib.Nifti1Image(head.numpy(), np.diag([4.0, 4, 4, 1])), tmp_path / "head.nii.gz")
-    assert knownmotion.main([str(tmp_path / "head.nii.gz"), "--grid", "4", "--steps", "2"]) == 0
+    assert knownmotion.main([str(tmp_path / "head.nii.gz"), "--factor", "1", "--steps", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == list(motion.KINDS)

@@ -27,7 +27,7 @@ from bmex_bids.training.motion import KINDS
 from bmex_bids.training.stages import draw_contrast
 from bmex_bids.training.synthesis import Geometry, synthesise
 
-__all__ = ["Row", "main", "measured"]
+__all__ = ["Row", "coarse_head", "main", "measured"]
 
 GRID = 1.6  # mm
 CONTRASTS = ("T1w-24", "T2w-24", "T1w-6", "T2w-0")
@@ -84,12 +84,17 @@ def _heads(label_maps: Path) -> Iterator[Tensor]:
             yield clean / clean[made.brain].median()
 
 
+def coarse_head(path: Path, factor: int) -> tuple[Tensor, Tensor]:
+    """A real head (x, y, z) averaged over ``factor`` voxels, and its (3,) voxel size in mm."""
+    image = load_image(path)
+    coarse = F.avg_pool3d(torch.from_numpy(image.data)[None, None], factor)[0, 0]
+    return coarse, factor * torch.tensor(image.zooms, dtype=torch.float32)
+
+
 def _real(path: Path) -> tuple[Tensor, float]:
     """A real head at about twice its voxel size, and that size in mm."""
-    image = load_image(path)
-    coarse = F.avg_pool3d(torch.from_numpy(image.data)[None, None], 2)[0, 0]
-    side = 2 * float(np.mean(image.zooms))
-    return coarse / coarse[coarse > coarse.mean()].median(), side
+    coarse, zooms = coarse_head(path, 2)
+    return coarse / coarse[coarse > coarse.mean()].median(), float(zooms.mean())
 
 
 def _summary(rows: list[Row]) -> str:

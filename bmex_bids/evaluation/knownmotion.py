@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bmex_bids.image import load_image
+from bmex_bids.evaluation.ghostcheck import coarse_head
 from bmex_bids.metrics import psnr
 from bmex_bids.training import motion
 from bmex_bids.training.degrade import along, rician
@@ -30,7 +29,7 @@ from bmex_bids.training.degrade import along, rician
 __all__ = ["Motion", "acquire", "main", "move_head", "objective", "restored"]
 
 NOISE = 0.02  # of the bright tissue
-STATES = 16
+SEVERITY, SEED, STATES = "severe", 1, 16
 PRIOR = 10.0  # weight of the total variation, against squared errors in units of the noise
 BRAINLIKE = 0.35  # intensity from which errors count
 
@@ -52,21 +51,19 @@ class Motion:
 
 def _turned(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
     """An image turned about its centre; linear interpolation between half voxels."""
-    turn, size = motion.rotation_matrix(degrees), [(n + 1) // 2 for n in fine.shape]
-    side = zooms * (torch.tensor(size, dtype=torch.float32) - 1) / 2
-    theta = torch.zeros(1, 3, 4)
-    theta[0, :, :3] = ((turn.T * side[None, :]) / side[:, None]).flip(0, 1)
+    size = [(n + 1) // 2 for n in fine.shape]
+    theta = motion.turning(size, zooms, degrees)
     grid = F.affine_grid(theta, [1, 1, *size], align_corners=True)
     return F.grid_sample(fine[None, None], grid, align_corners=True)[0, 0]
 
 
 def _shift(shape: Sequence[int], zooms: Tensor, millimetres: Tensor) -> Tensor:
     """Phase ramps that shift an image, (x, y, z) complex, in the order of ``torch.fft``."""
-    angle = torch.zeros(())
-    for axis, size in enumerate(shape):
-        waves = torch.fft.fftfreq(size).view([-1 if a == axis else 1 for a in range(3)])
-        angle = angle - 2 * torch.pi * waves * float(millimetres[axis] / zooms[axis])
-    return torch.polar(torch.ones_like(angle), angle)
+    x, y, z = (
+        motion.phase_ramp(torch.fft.fftfreq(size), float(millimetres[a]), float(zooms[a]))
+        for a, size in enumerate(shape)
+    )
+    return x[:, None, None] * y[:, None] * z
 
 
 def _finer(image: Tensor) -> Tensor:
@@ -134,18 +131,9 @@ def restored(seen: Tensor, zooms: Tensor, moved: Motion, steps: int) -> tuple[Te
         return image.detach(), float(objective(image, seen, zooms, moved))
 
 
-def _head(path: Path, side: float) -> tuple[Tensor, Tensor]:
-    """A head in voxels of about ``side`` mm, bright tissue at 1, and their size."""
-    given = load_image(path)
-    factor = [max(round(side / float(zoom)), 1) for zoom in given.zooms]
-    head = F.avg_pool3d(torch.from_numpy(given.data)[None, None], factor)[0, 0]
-    head = head / torch.quantile(head[head > head.mean()][::7], 0.9)
-    return head, torch.tensor(np.asarray(given.zooms) * factor, dtype=torch.float32)
-
-
-def move_head(head: Tensor, zooms: Tensor, kind: str, severity: str, seed: int) -> tuple[
-    Tensor, Motion
-]:
+def move_head(
+    head: Tensor, zooms: Tensor, kind: str, severity: str, seed: int
+) -> tuple[Tensor, Motion]:
     """The magnitude of a moved head, by the project's own simulation, and its motion."""
     generator = torch.Generator().manual_seed(seed)
     amplitude, frequency = motion.SEVERITIES[severity]
@@ -169,18 +157,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("head", type=Path, help="a real, clean, whole head")
-    parser.add_argument("--severity", choices=motion.SEVERITIES, default="severe")
-    parser.add_argument("--grid", type=float, default=2.0, help="voxel size in mm")
+    parser.add_argument("--factor", type=int, default=2, help="voxels that are averaged per axis")
     parser.add_argument("--steps", type=int, default=14, help="of the optimiser")
-    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
-    head, zooms = _head(args.head, args.grid)
+    head, zooms = coarse_head(args.head, args.factor)
+    head = head / torch.quantile(head[head > head.mean()][::7], 0.9)
     bright = (head > BRAINLIKE).numpy()
     print("| motion | seen, dB | restored from the complex image | from the magnitude | "
           "objective, against that of no motion |\n|---|---|---|---|---|")  # fmt: skip
     for kind in motion.KINDS:
-        seen, moved = move_head(head, zooms, kind, args.severity, args.seed)
-        generator = torch.Generator().manual_seed(args.seed)
+        seen, moved = move_head(head, zooms, kind, SEVERITY, SEED)
+        generator = torch.Generator().manual_seed(SEED)
         noise = NOISE * torch.randn((2, *head.shape), generator=generator)
         with torch.no_grad():
             raw = acquire(head, zooms, moved) + torch.complex(noise[0], noise[1])

@@ -10,14 +10,15 @@ transformed, so all states together cost about one Fourier transform besides the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "KINDS", "SEVERITIES", "corrupt", "mean_position", "quantised", "readout_blur",
-    "rotation_matrix", "smooth_phase", "trajectory",
+    "KINDS", "SEVERITIES", "corrupt", "mean_position", "quantised", "phase_ramp", "readout_blur",
+    "smooth_phase", "trajectory", "turning",
 ]
 
 KINDS = ("rotation", "periodic", "continuous", "sudden")
@@ -137,13 +138,24 @@ def _twice_as_fine(volume: Tensor) -> Tensor:
     return volume
 
 
-def rotation_matrix(degrees: Tensor) -> Tensor:
-    """(3, 3) product of the turns about x, y and z by (3,) degrees."""
+def turning(size: Sequence[int], zooms: Tensor, degrees: Tensor) -> Tensor:
+    """A turn about the centre for ``affine_grid`` (corners aligned), rigid in mm: (1, 3, 4).
+
+    Args:
+        size: of the volume along x, y and z, in voxels.
+        zooms: (3,) voxel size in mm.
+        degrees: (3,) angles about x, y and z.
+    """
     a, b, c = (math.radians(float(d)) for d in degrees)
     one = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
     two = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
     three = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
-    return (one @ two @ three).to(torch.float32)
+    rotation = (one @ two @ three).to(torch.float32)
+    # grid_sample works in the order z, y, x of units that span the volume
+    side = zooms.cpu() * torch.tensor([n - 1 for n in size], dtype=torch.float32) / 2
+    theta = torch.zeros(1, 3, 4)
+    theta[0, :, :3] = ((rotation.T * side[None, :]) / side[:, None]).flip(0, 1)
+    return theta
 
 
 def _rotated(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
@@ -154,13 +166,8 @@ def _rotated(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
         zooms: (3,) voxel size of the volume in mm.
         degrees: (3,) angles about x, y and z.
     """
-    rotation = rotation_matrix(degrees)
-    # grid_sample works in the order z, y, x of units that span the volume
     size = [(n + 1) // 2 for n in fine.shape]
-    side = zooms.cpu() * torch.tensor([n - 1 for n in size], dtype=torch.float32) / 2
-    scaled = (rotation.T * side[None, :]) / side[:, None]
-    theta = torch.zeros(1, 3, 4)
-    theta[0, :, :3] = scaled.flip(0, 1)
+    theta = turning(size, zooms, degrees)
     turned = fine.new_empty(size)
     start = 0
     for part in turned.tensor_split(math.ceil(size[0] / SLAB)):  # coordinates take much memory
@@ -174,7 +181,7 @@ def _rotated(fine: Tensor, zooms: Tensor, degrees: Tensor) -> Tensor:
     return turned
 
 
-def _ramp(frequency: Tensor, millimetres: float, zoom: float) -> Tensor:
+def phase_ramp(frequency: Tensor, millimetres: float, zoom: float) -> Tensor:
     """Phase ramp of a shift, at frequencies in cycles per voxel."""
     angle = -2 * math.pi * frequency * (millimetres / zoom)
     return torch.polar(torch.ones_like(angle), angle)
@@ -248,7 +255,7 @@ def corrupt(
         moved = moved.permute(order)
         angle = -2 * math.pi * places[:, None] * frequency[chosen][None, :]
         kernel = torch.polar(torch.ones_like(angle), angle)
-        kernel = kernel * _ramp(frequency[chosen], float(pose[axis]), float(zooms[axis]))
+        kernel = kernel * phase_ramp(frequency[chosen], float(pose[axis]), float(zooms[axis]))
         part = torch.matmul(moved.to(torch.complex64), kernel) if coil is None else torch.matmul(
             moved * coil, kernel
         )
@@ -256,7 +263,7 @@ def corrupt(
             part = torch.fft.fft2(part, dim=(0, 1))
             for place, real in enumerate(order[:2]):
                 across = torch.fft.fftfreq(part.shape[place], device=part.device)
-                ramp = _ramp(across, float(pose[real]), float(zooms[real]))
+                ramp = phase_ramp(across, float(pose[real]), float(zooms[real]))
                 part = part * (ramp[:, None, None] if place == 0 else ramp[None, :, None])
             part = torch.fft.ifft2(part, dim=(0, 1))
         composite[..., chosen] = part
